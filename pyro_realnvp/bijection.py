@@ -1,0 +1,361 @@
+"""The algebra of bijections, and the whole bridge to Pyro.
+
+A :class:`Bijection` is two pure methods that return a value *and* its log-determinant, one for each direction.
+Everything Pyro and torch expect of a transform (calls, inverses, Jacobians, caches, shapes, conditioning) is derived
+from these two here, once.
+
+Direction: layers are written as the papers write f, data -> latent, top to bottom in the order of the paper's figure.
+:class:`~torch.distributions.TransformedDistribution` wants latent -> data, so builders return
+``[layer.inv for layer in reversed(layers)]``.
+"""
+
+from __future__ import annotations
+
+import weakref
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from pyro.distributions import TransformModule
+from pyro.distributions.conditional import ConditionalTransform
+from torch import Size, Tensor, nn
+from torch.distributions import biject_to, constraints, identity_transform, transform_to
+
+from .memo import Memo, fingerprint
+
+__all__ = ["Bijection", "Conditioned", "Inverse"]
+
+
+class _Finite(type(constraints.real)):  # type: ignore[misc]
+    """The real numbers without infinities and NaN; torch's ``real`` accepts infinities."""
+
+    def check(self, value: Tensor) -> Tensor:
+        return value.isfinite()
+
+
+finite = _Finite()
+biject_to.register(_Finite, lambda constraint: identity_transform)
+transform_to.register(_Finite, lambda constraint: identity_transform)
+
+
+def sum_rightmost(value: Tensor, ndim: int) -> Tensor:
+    """Sums the last ``ndim`` dimensions of ``value``."""
+    return value.flatten(-ndim).sum(-1) if ndim else value
+
+
+_statistics_held = False
+
+
+@contextmanager
+def hold_statistics() -> Iterator[None]:
+    """Inside, layers recompute what they have computed before: running statistics must not move a second time."""
+    global _statistics_held
+    before, _statistics_held = _statistics_held, True
+    try:
+        yield
+    finally:
+        _statistics_held = before
+
+
+def statistics_are_held() -> bool:
+    return _statistics_held
+
+
+class Bijection(TransformModule, ConditionalTransform):
+    """A differentiable bijection y = f(x; context) between events of fixed shape, with its log-determinant.
+
+    A subclass writes :meth:`forward_and_log_det` and :meth:`inverse_and_log_det`; being a Pyro transform, a Module
+    and a conditional transform follows from them.
+
+    The last result is remembered for the call that follows, so that ``log_prob(x)``, or ``rsample()`` and then
+    ``log_prob``, evaluates each network once. It is used only for the very same tensors, unmodified, with unmodified
+    parameters and buffers, and in the same grad, autocast and training mode. What ``parameter.data.op_()`` does cannot
+    be seen: call :meth:`clear_cache` after it.
+
+    Args:
+        event_shape: shape of one x: ``()``, ``(D,)`` or ``(C, H, W)``.
+        output_shape: shape of one y, if it differs.
+        cache_size: 1 remembers the last result, 0 does not.
+    """
+
+    bijective = True
+
+    def __init__(
+        self, event_shape: Sequence[int], output_shape: Sequence[int] | None = None, *, cache_size: int = 1
+    ) -> None:
+        if cache_size not in (0, 1):
+            raise ValueError(f"cache_size must be 0 or 1, but got {cache_size}.")
+        super().__init__(cache_size=cache_size)
+        self.event_shape = Size(event_shape)
+        self.output_shape = Size(event_shape if output_shape is None else output_shape)
+        self._memo = Memo()
+
+    @abstractmethod
+    def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Maps x (\\*batch, \\*event_shape) to y (\\*batch, \\*output_shape) and log|det dy/dx| (\\*batch)."""
+
+    @abstractmethod
+    def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Maps y (\\*batch, \\*output_shape) to x (\\*batch, \\*event_shape) and log|det dx/dy| (\\*batch)."""
+
+    @property
+    def context_shape(self) -> Size | None:
+        """Shape of one context: ``(context_dim,)``, ``(C, H, W)``, or None where there is no use for one."""
+        return None
+
+    # ------------------------------------------------------------------ what Pyro and torch expect of a transform
+
+    @constraints.dependent_property(is_discrete=False)
+    def domain(self) -> constraints.Constraint:
+        return constraints.independent(finite, len(self.event_shape))
+
+    @constraints.dependent_property(is_discrete=False)
+    def codomain(self) -> constraints.Constraint:
+        return constraints.independent(finite, len(self.output_shape))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        y = self._memo.output_of(self, x)
+        return self._call(x) if y is None else y
+
+    def _inv_call(self, y: Tensor) -> Tensor:
+        x = self._memo.input_of(self, y)
+        return self._inverse(y) if x is None else x
+
+    def _call(self, x: Tensor) -> Tensor:
+        self._check(x, self.event_shape)
+        y, log_det = self.forward_and_log_det(x)
+        self._remember(x, y, log_det, forward=True)
+        return y
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        self._check(y, self.output_shape)
+        x, log_det = self.inverse_and_log_det(y)
+        self._remember(y, x, log_det, forward=False)
+        return x
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """log|det dy/dx| of shape (\\*batch), for any x with y = f(x)."""
+        log_det = self._memo.take_log_det(self, x, y)
+        if log_det is None:
+            self._check(x, self.event_shape)
+            with hold_statistics():
+                log_det = self.forward_and_log_det(x)[1]
+        return log_det
+
+    def forward_shape(self, shape: Sequence[int]) -> Size:
+        return self._batch_shape(shape, self.event_shape) + self.output_shape
+
+    def inverse_shape(self, shape: Sequence[int]) -> Size:
+        return self._batch_shape(shape, self.output_shape) + self.event_shape
+
+    def with_cache(self, cache_size: int = 1) -> Bijection:
+        """The same bijection, sharing its parameters, that remembers its last result (1) or does not (0)."""
+        return self if cache_size == self._cache_size else Recached(self, cache_size)
+
+    def clear_cache(self) -> None:
+        """Forgets the last results of this bijection and of all its parts."""
+        for module in self.modules():
+            if isinstance(module, Bijection):
+                module._memo.clear()
+
+    def condition(self, context: Tensor) -> Bijection:
+        """This bijection given a context of shape (\\*batch, \\*context_shape); batch dimensions broadcast."""
+        return Conditioned(self, context)
+
+    @property
+    def inv(self) -> Bijection:
+        # Held weakly: two modules that register each other make state_dict() recurse for ever.
+        inverse = None if self._inv is None else self._inv()  # type: ignore[call-arg]
+        if inverse is None:
+            inverse = Inverse(self)
+            self._inv = weakref.ref(inverse)  # type: ignore[assignment]
+        return inverse
+
+    # ------------------------------------------------------------------ inside
+
+    def _batch_shape(self, shape: Sequence[int], event_shape: Size) -> Size:
+        cut = len(shape) - len(event_shape)
+        if cut < 0 or tuple(shape[cut:]) != tuple(event_shape):
+            raise ValueError(
+                f"{type(self).__name__} expects events of shape {tuple(event_shape)}, "
+                f"but got a tensor of shape {tuple(shape)}."
+            )
+        return Size(shape[:cut])
+
+    def _check(self, value: Tensor, event_shape: Size) -> None:
+        self._batch_shape(value.shape, event_shape)
+        if not value.is_floating_point():
+            raise ValueError(f"{type(self).__name__} needs floating point values, but got a tensor of {value.dtype}.")
+
+    def state_key(self, given: Tensor, made: Tensor) -> list[Any] | None:
+        """Everything a remembered result depends on; None where that cannot be told."""
+        try:
+            return [
+                given._version,
+                made._version,
+                given.dtype,
+                given.device,
+                self.training,
+                torch.is_grad_enabled(),
+                torch.is_autocast_enabled(given.device.type),
+                *fingerprint(self),
+            ]
+        except RuntimeError:  # inference tensors have no version, tensors under a function transform no address
+            return None
+
+    def _remember(self, given: Tensor, made: Tensor, log_det: Tensor, *, forward: bool) -> None:
+        if self._cache_size and not torch.compiler.is_compiling():
+            self._memo.store(self, given, made, log_det if forward else -log_det, forward=forward)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Bijection:
+        self._memo.clear()
+        return super()._apply(fn, recurse)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_inv": None}
+
+    def __repr__(self) -> str:
+        return nn.Module.__repr__(self)
+
+    def extra_repr(self) -> str:
+        shape = str(tuple(self.event_shape))
+        return shape if self.event_shape == self.output_shape else f"{shape} -> {tuple(self.output_shape)}"
+
+
+class Inverse(Bijection):
+    """The inverse of a bijection, as a Module that keeps its parameters (under ``bijection.`` in the state).
+
+        y = f^-1(x),   log|det dy/dx| = -log|det df(y)/dy|
+
+    Made by :attr:`Bijection.inv`, and ``f.inv.inv is f``.
+    """
+
+    def __init__(self, bijection: Bijection) -> None:
+        super().__init__(bijection.output_shape, bijection.event_shape, cache_size=bijection._cache_size)
+        self.bijection = bijection
+
+    @constraints.dependent_property(is_discrete=False)
+    def domain(self) -> constraints.Constraint:
+        return self.bijection.codomain
+
+    @constraints.dependent_property(is_discrete=False)
+    def codomain(self) -> constraints.Constraint:
+        return self.bijection.domain
+
+    @property
+    def context_shape(self) -> Size | None:
+        return self.bijection.context_shape
+
+    @property
+    def inv(self) -> Bijection:
+        return self.bijection
+
+    def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self.bijection.inverse_and_log_det(x, context)
+
+    def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self.bijection.forward_and_log_det(y, context)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.bijection._inv_call(x)
+
+    def _inv_call(self, y: Tensor) -> Tensor:
+        return self.bijection(y)
+
+    def _call(self, x: Tensor) -> Tensor:
+        return self.bijection._inverse(x)
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return self.bijection._call(y)
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        return -self.bijection.log_abs_det_jacobian(y, x)
+
+    def forward_shape(self, shape: Sequence[int]) -> Size:
+        return self.bijection.inverse_shape(shape)
+
+    def inverse_shape(self, shape: Sequence[int]) -> Size:
+        return self.bijection.forward_shape(shape)
+
+    def with_cache(self, cache_size: int = 1) -> Bijection:
+        return self.bijection.with_cache(cache_size).inv
+
+    def condition(self, context: Tensor) -> Bijection:
+        return self.bijection.condition(context).inv
+
+
+class _Wrapper(Bijection):
+    """Another bijection in the same direction, seen differently."""
+
+    def __init__(self, bijection: Bijection, cache_size: int) -> None:
+        super().__init__(bijection.event_shape, bijection.output_shape, cache_size=cache_size)
+        self.bijection = bijection
+
+    @constraints.dependent_property(is_discrete=False)
+    def domain(self) -> constraints.Constraint:
+        return self.bijection.domain
+
+    @constraints.dependent_property(is_discrete=False)
+    def codomain(self) -> constraints.Constraint:
+        return self.bijection.codomain
+
+
+class Recached(_Wrapper):
+    """A bijection with a memo of its own, or with none: what :meth:`Bijection.with_cache` gives."""
+
+    @property
+    def context_shape(self) -> Size | None:
+        return self.bijection.context_shape
+
+    def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self.bijection.forward_and_log_det(x, context)
+
+    def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self.bijection.inverse_and_log_det(y, context)
+
+    def with_cache(self, cache_size: int = 1) -> Bijection:
+        return self if cache_size == self._cache_size else self.bijection.with_cache(cache_size)
+
+
+class Conditioned(_Wrapper):
+    """A bijection with its context filled in: f(.; context), which takes no further context.
+
+    Made by :meth:`Bijection.condition`. Batch dimensions of the context broadcast against those of the values, in
+    :meth:`forward_shape` too, so that a base distribution is expanded to one event per context.
+
+    Raises:
+        ValueError: if the context does not end in the bijection's ``context_shape``.
+    """
+
+    def __init__(self, bijection: Bijection, context: Tensor) -> None:
+        super().__init__(bijection, bijection._cache_size)
+        self.context = context
+        self.context_batch = Size()
+        if bijection.context_shape is not None:
+            cut = context.dim() - len(bijection.context_shape)
+            if cut < 0 or context.shape[cut:] != bijection.context_shape:
+                raise ValueError(
+                    f"{type(bijection).__name__} expects a context of shape {tuple(bijection.context_shape)}, "
+                    f"but got a tensor of shape {tuple(context.shape)}."
+                )
+            self.context_batch = context.shape[:cut]
+
+    def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self.bijection.forward_and_log_det(self._expand(x, self.event_shape), self.context)
+
+    def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self.bijection.inverse_and_log_det(self._expand(y, self.output_shape), self.context)
+
+    def _expand(self, value: Tensor, event_shape: Size) -> Tensor:
+        batch = value.shape[: value.dim() - len(event_shape)]
+        broadcast = torch.broadcast_shapes(batch, self.context_batch)
+        return value if broadcast == batch else value.expand(broadcast + event_shape)
+
+    def _batch_shape(self, shape: Sequence[int], event_shape: Size) -> Size:
+        return torch.broadcast_shapes(super()._batch_shape(shape, event_shape), self.context_batch)
+
+    def state_key(self, given: Tensor, made: Tensor) -> list[Any] | None:
+        key = super().state_key(given, made)
+        return key if key is None or self.context.is_inference() else [*key, self.context._version]

@@ -1,0 +1,178 @@
+"""Composition: bijections one after another, and torch's and Pyro's own transforms among them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import overload
+
+from pyro.distributions.conditional import ConditionalTransform
+from torch import Size, Tensor
+from torch.distributions import Transform, constraints
+
+from .bijection import Bijection, sum_rightmost
+
+__all__ = ["Chain", "Lift"]
+
+
+class Chain(Bijection):
+    """The composition of bijections, applied from the first to the last.
+
+        y = f_n(... f_2(f_1(x))),   log|det dy/dx| = sum_i log|det df_i|
+
+    A sequence: ``len(chain)``, ``chain[i]``, ``chain[i:j]`` (again a Chain) and iteration. Torch and Pyro transforms
+    among the parts are wrapped in :class:`Lift`. The parts are registered as ``"0"``, ``"1"``, ...
+
+    Raises:
+        ValueError: if there is no part, or one does not fit the shape that the part before it gives.
+    """
+
+    def __init__(self, bijections: Iterable[Transform], *, cache_size: int = 1) -> None:
+        parts = list(bijections)
+        if not parts:
+            raise ValueError("Chain needs at least one bijection, but got none.")
+        # Elementwise parts (event shape ()) fit any shape: the first other one says what enters the chain.
+        shaped = (part.event_shape for part in parts if isinstance(part, Bijection) and part.event_shape)
+        event_shape = next(shaped, Size())
+        lifted: list[Bijection] = []
+        shape = event_shape
+        for part in parts:
+            lifted.append(part if isinstance(part, Bijection) else Lift(part, shape if part.domain.event_dim else ()))
+            shape = lifted[-1].forward_shape(shape)
+        super().__init__(event_shape, shape, cache_size=cache_size)
+        for index, bijection in enumerate(lifted):
+            self.add_module(str(index), bijection)
+
+    @property
+    def bijections(self) -> list[Bijection]:
+        return list(self._modules.values())  # type: ignore[arg-type]
+
+    @constraints.dependent_property(is_discrete=False)
+    def domain(self) -> constraints.Constraint:
+        first = self[0].domain
+        return constraints.independent(first, len(self.event_shape) - first.event_dim)
+
+    @constraints.dependent_property(is_discrete=False)
+    def codomain(self) -> constraints.Constraint:
+        last = self[-1].codomain
+        return constraints.independent(last, len(self.output_shape) - last.event_dim)
+
+    @property
+    def context_shape(self) -> Size | None:
+        return next((part.context_shape for part in self if part.context_shape is not None), None)
+
+    def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        ndim = len(self.event_shape)
+        log_dets: list[Tensor] = []
+        for part in self.bijections:
+            extra = ndim - len(part.event_shape)
+            x, log_det = part.forward_and_log_det(x, context)
+            log_dets.append(sum_rightmost(log_det, extra))
+            ndim = extra + len(part.output_shape)
+        return x, sum(log_dets[1:], log_dets[0])
+
+    def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        ndim = len(self.output_shape)
+        log_dets: list[Tensor] = []
+        for part in reversed(self.bijections):
+            extra = ndim - len(part.output_shape)
+            y, log_det = part.inverse_and_log_det(y, context)
+            log_dets.append(sum_rightmost(log_det, extra))
+            ndim = extra + len(part.event_shape)
+        return y, sum(log_dets[1:], log_dets[0])
+
+    def with_cache(self, cache_size: int = 1) -> Bijection:
+        return self if cache_size == self._cache_size else Chain(self, cache_size=cache_size)
+
+    def __len__(self) -> int:
+        return len(self._modules)
+
+    def __iter__(self) -> Iterator[Bijection]:
+        return iter(self.bijections)
+
+    @overload
+    def __getitem__(self, index: int) -> Bijection: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Chain: ...
+
+    def __getitem__(self, index: int | slice) -> Bijection | Chain:
+        return Chain(self.bijections[index]) if isinstance(index, slice) else self.bijections[index]
+
+
+class Lift(Bijection):
+    """Any bijective torch or Pyro transform as a :class:`Bijection`, to stand inside a :class:`Chain`.
+
+        y = t(x),   log|det dy/dx| = t.log_abs_det_jacobian(x, y)
+
+    Modules keep their parameters, conditional transforms receive the context. A tensor that a lifted transform holds
+    without being a Module (the ``loc`` of an ``AffineTransform``, say) is not watched: call ``clear_cache()`` after
+    changing it in place.
+
+    Args:
+        transform: the transform.
+        event_shape: shape of one x; may stay ``()`` for elementwise transforms.
+
+    Raises:
+        ValueError: if the transform is not bijective, or needs an event shape and none is given.
+    """
+
+    def __init__(self, transform: Transform | ConditionalTransform, event_shape: Sequence[int] = ()) -> None:
+        name = type(transform).__name__
+        inner = transform
+        if isinstance(transform, Transform):
+            if not transform.bijective:
+                raise ValueError(f"Lift needs a bijective transform, but got {name}.")
+            if len(event_shape) < transform.domain.event_dim:
+                raise ValueError(
+                    f"Lift of {name} needs the shape of its events, of at least {transform.domain.event_dim} "
+                    f"dimensions, but got {tuple(event_shape)}."
+                )
+            output_shape = transform.forward_shape(Size(event_shape))
+        elif isinstance(transform, ConditionalTransform):
+            output_shape = Size(event_shape)
+        else:
+            raise ValueError(f"Lift needs a torch or Pyro transform, but got {name}.")
+        super().__init__(event_shape, output_shape)
+        self.transform = inner
+
+    @constraints.dependent_property(is_discrete=False)
+    def domain(self) -> constraints.Constraint:
+        if not isinstance(self.transform, Transform):
+            return super().domain
+        return constraints.independent(self.transform.domain, len(self.event_shape) - self.transform.domain.event_dim)
+
+    @constraints.dependent_property(is_discrete=False)
+    def codomain(self) -> constraints.Constraint:
+        if not isinstance(self.transform, Transform):
+            return super().codomain
+        return constraints.independent(
+            self.transform.codomain, len(self.output_shape) - self.transform.codomain.event_dim
+        )
+
+    def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        transform = self._given(context)
+        x = x.view_as(x)  # a tensor of its own, which no cache inside the transform can mistake for an earlier one
+        y = transform(x)
+        return y, self._log_det(transform, x, y)
+
+    def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        transform = self._given(context)
+        y = y.view_as(y)
+        x = transform.inv(y)
+        return x, -self._log_det(transform, x, y)
+
+    def _given(self, context: Tensor | None) -> Transform:
+        if isinstance(self.transform, Transform):
+            return self.transform
+        if context is None:
+            raise ValueError(f"Lift of {type(self.transform).__name__} needs a context, but got none.")
+        return self.transform.condition(context)
+
+    def _log_det(self, transform: Transform, x: Tensor, y: Tensor) -> Tensor:
+        log_det = transform.log_abs_det_jacobian(x, y)
+        return sum_rightmost(log_det, len(self.event_shape) - transform.domain.event_dim)
+
+    def clear_cache(self) -> None:
+        super().clear_cache()
+        if hasattr(self.transform, "clear_cache"):
+            self.transform.clear_cache()

@@ -1,0 +1,171 @@
+"""Coupling: a conditioner reads one part of an event, a transformer moves the other part.
+
+        y_unchanged = x_unchanged,   y_changed = g(x_changed; theta(x_unchanged, context)),
+        log|det dy/dx| = sum log|dg/dx_changed|
+
+Dinh et al. (2017), section 3.2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Size, Tensor, nn
+
+from .bijection import Bijection, sum_rightmost
+from .transformers import Transformer
+
+__all__ = ["Elementwise", "MaskedCoupling", "SplitCoupling"]
+
+
+def _theta(conditioner: nn.Module, x: Tensor, context: Tensor | None) -> Tensor:
+    return conditioner(x) if context is None else conditioner(x, context)
+
+
+class _Coupling(Bijection):
+    def __init__(self, event_shape: Sequence[int], conditioner: nn.Module, transformer: Transformer) -> None:
+        super().__init__(event_shape)
+        self.conditioner = conditioner
+        self.transformer = transformer
+
+    @property
+    def context_shape(self) -> Size | None:
+        return getattr(self.conditioner, "context_shape", None)
+
+
+class MaskedCoupling(_Coupling):
+    """Transforms the elements where the mask is False, given those where it is True.
+
+    Dinh et al. (2017), section 3.4, equation 9.
+
+    Args:
+        mask: boolean, of the event shape (C, H, W) or (D,); True = passes unchanged.
+        conditioner: theta, maps (\\*batch, C, H, W), zero where the mask is False, and a context to
+            (\\*batch, P C, H, W).
+        transformer: g, with P parameters per element.
+
+    Raises:
+        ValueError: if the mask is not boolean, or leaves nothing to transform or nothing to condition on.
+    """
+
+    mask: Tensor
+
+    def __init__(self, mask: Tensor, conditioner: nn.Module, transformer: Transformer) -> None:
+        if mask.dtype != torch.bool:
+            raise ValueError(f"MaskedCoupling needs a boolean mask, but got {mask.dtype}.")
+        if not mask.is_meta and (mask.all() or not mask.any()):
+            raise ValueError(
+                f"MaskedCoupling needs a mask with both True and False, but got {mask.sum()} of {mask.numel()} True."
+            )
+        super().__init__(mask.shape, conditioner, transformer)
+        self.register_buffer("mask", mask, persistent=False)
+
+    def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        params = _theta(self.conditioner, torch.where(self.mask, x, 0), context)
+        y, log_det = self.transformer.forward_and_log_det(x, params, -self.mask.dim())
+        return torch.where(self.mask, x, y), self._sum(log_det)
+
+    def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        params = _theta(self.conditioner, torch.where(self.mask, y, 0), context)
+        x, log_det = self.transformer.inverse_and_log_det(y, params, -self.mask.dim())
+        return torch.where(self.mask, y, x), self._sum(log_det)
+
+    def _sum(self, log_det: Tensor) -> Tensor:
+        return sum_rightmost(torch.where(self.mask, 0, log_det), self.mask.dim())
+
+
+class SplitCoupling(_Coupling):
+    """Transforms the second part of the channels (of a vector: the coordinates) given the first.
+
+    Dinh et al. (2017), section 3.2; Kingma & Dhariwal (2018), table 1. An odd vector is split behind its middle.
+
+    Args:
+        event_shape: (C, H, W) or (D,).
+        conditioner: theta, maps the first part (\\*batch, C/2, H, W) and a context to (\\*batch, P C/2, H, W).
+        transformer: g, with P parameters per element.
+        swap: transforms the first part given the second instead.
+
+    Raises:
+        ValueError: if an image has an odd number of channels, or a vector fewer than two coordinates.
+    """
+
+    def __init__(
+        self, event_shape: Sequence[int], conditioner: nn.Module, transformer: Transformer, *, swap: bool = False
+    ) -> None:
+        channels = event_shape[0]
+        if len(event_shape) == 3 and channels % 2:
+            raise ValueError(f"SplitCoupling needs an even number of channels, but got {tuple(event_shape)}.")
+        if channels < 2:
+            raise ValueError(f"SplitCoupling needs two channels or more, but got event shape {tuple(event_shape)}.")
+        super().__init__(event_shape, conditioner, transformer)
+        self.swap = swap
+        self.sizes = (channels - channels // 2, channels // 2)
+
+    def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        dim = -len(self.event_shape)
+        kept, x2 = self._split(x, dim)
+        y2, log_det = self.transformer.forward_and_log_det(x2, _theta(self.conditioner, kept, context), dim)
+        return self._merge(kept, y2, dim), sum_rightmost(log_det, -dim)
+
+    def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        dim = -len(self.event_shape)
+        kept, y2 = self._split(y, dim)
+        x2, log_det = self.transformer.inverse_and_log_det(y2, _theta(self.conditioner, kept, context), dim)
+        return self._merge(kept, x2, dim), sum_rightmost(log_det, -dim)
+
+    def _split(self, x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+        first, second = x.split(self.sizes, dim)
+        return (second, first) if self.swap else (first, second)
+
+    def _merge(self, kept: Tensor, changed: Tensor, dim: int) -> Tensor:
+        return torch.cat((changed, kept) if self.swap else (kept, changed), dim)
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + (", swap=True" if self.swap else "")
+
+
+class Elementwise(Bijection):
+    """Transforms every element without looking at the others: y = g(x; theta(context)).
+
+    What remains of a coupling when there is nothing to condition on, as in one dimension.
+
+    Args:
+        event_shape: (C, H, W) or (D,).
+        transformer: g, with P parameters per element.
+        conditioner: theta, maps an empty x (\\*batch, 0, ...) and a context to (\\*batch, P C, ...); without it theta
+            is a learned tensor that starts at zero.
+    """
+
+    def __init__(
+        self, event_shape: Sequence[int], transformer: Transformer, conditioner: nn.Module | None = None
+    ) -> None:
+        super().__init__(event_shape)
+        self.transformer = transformer
+        self.conditioner = conditioner
+        count = transformer.num_parameters * event_shape[0]
+        self.theta = nn.Parameter(torch.zeros(count, *event_shape[1:])) if conditioner is None else None
+
+    @property
+    def context_shape(self) -> Size | None:
+        return getattr(self.conditioner, "context_shape", None)
+
+    def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        dim = -len(self.event_shape)
+        y, log_det = self.transformer.forward_and_log_det(x, self._params(x, context), dim)
+        return y, sum_rightmost(log_det.expand_as(y), -dim)
+
+    def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        dim = -len(self.event_shape)
+        x, log_det = self.transformer.inverse_and_log_det(y, self._params(y, context), dim)
+        return x, sum_rightmost(log_det.expand_as(x), -dim)
+
+    def _params(self, x: Tensor, context: Tensor | None) -> Tensor:
+        if self.conditioner is not None:
+            return _theta(self.conditioner, x.narrow(-len(self.event_shape), 0, 0), context)
+        if context is not None:
+            raise ValueError(
+                f"Elementwise was built without a context, but got one of shape {tuple(context.shape)}; "
+                f"pass context_dim or context_shape when building."
+            )
+        return self.theta  # type: ignore[return-value]

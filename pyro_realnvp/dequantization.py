@@ -1,0 +1,165 @@
+"""From integer images to densities and back: logit preprocessing, dequantization, bits per dimension."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import ClassVar, NamedTuple
+
+import torch
+from pyro import distributions as dist
+from torch import Size, Tensor
+from torch.distributions import Distribution, constraints
+from torch.nn.functional import softplus
+
+from .bijection import Bijection
+
+__all__ = ["BitsPerDim", "Dequantized", "Logit", "bits_per_dim"]
+
+
+class Logit(Bijection):
+    """Pixels to the real line: y = logit(alpha + (1 - 2 alpha) x), elementwise. Dinh et al. (2017), section 4.1.
+
+        log|dy/dx| = softplus(y) + softplus(-y) + log(1 - 2 alpha)
+
+    This is the form of the released code; the paper prints alpha + (1 - alpha) x. Its domain is a little wider than
+    the unit interval, [-a, 1 + a] with a = alpha / (1 - 2 alpha), which is where sampled pixels can fall.
+
+    Args:
+        alpha: in [0, 1/2); keeps the logit finite at 0 and 1.
+
+    Raises:
+        ValueError: if alpha lies outside.
+    """
+
+    def __init__(self, alpha: float = 0.05) -> None:
+        if not 0 <= alpha < 0.5:
+            raise ValueError(f"Logit needs alpha in [0, 0.5), but got {alpha}.")
+        super().__init__(())
+        self.alpha = alpha
+
+    @constraints.dependent_property(is_discrete=False, event_dim=0)
+    def domain(self) -> constraints.Constraint:
+        margin = self.alpha / (1 - 2 * self.alpha)
+        return constraints.interval(-margin, 1 + margin)
+
+    def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        y = torch.logit(self.alpha + (1 - 2 * self.alpha) * x)
+        return y, self._log_det(y)
+
+    def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        x = (y.sigmoid() - self.alpha) / (1 - 2 * self.alpha)
+        return x, -self._log_det(y)
+
+    def _log_det(self, y: Tensor) -> Tensor:
+        return softplus(y) + softplus(-y) + math.log(1 - 2 * self.alpha)
+
+    def extra_repr(self) -> str:
+        return f"alpha={self.alpha}"
+
+
+class Dequantized(dist.TorchDistribution):
+    """The distribution over integer images that a density on the unit cube induces. Theis et al. (2016).
+
+        P(k) = integral over u in [0, 1)^D of p((k + u) / levels) / levels^D
+
+    ``log_prob`` is a lower bound on log P(k) in nats: with u_1, ..., u_S uniform,
+
+        log 1/S sum_s p((k + u_s) / levels) - D log levels,
+
+    which in the mean grows with S to log P(k). Noise is drawn anew at every call. Modules inside the density are not
+    registered here; the :class:`~pyro_realnvp.Flow` or Pyro module that owns them does that.
+
+    Args:
+        density: a distribution over events on the unit cube.
+        levels: number of values of a pixel, 0 to levels - 1.
+        num_samples: S.
+
+    Raises:
+        ValueError: from ``log_prob``, with validation on, if a value is no integer between 0 and levels - 1.
+    """
+
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
+
+    def __init__(
+        self, density: Distribution, levels: int = 256, *, num_samples: int = 1, validate_args: bool | None = None
+    ) -> None:
+        if levels < 2:
+            raise ValueError(f"Dequantized needs 2 levels or more, but got {levels}.")
+        if num_samples < 1:
+            raise ValueError(f"Dequantized needs num_samples of 1 or more, but got {num_samples}.")
+        self.density = density
+        self.levels = levels
+        self.num_samples = num_samples
+        super().__init__(density.batch_shape, density.event_shape, validate_args=validate_args)
+
+    @constraints.dependent_property(is_discrete=True)
+    def support(self) -> constraints.Constraint:
+        return constraints.independent(constraints.integer_interval(0, self.levels - 1), len(self.event_shape))
+
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> Dequantized:
+        new = self._get_checked_instance(Dequantized, _instance)
+        new.density = self.density.expand(Size(batch_shape))
+        new.levels, new.num_samples = self.levels, self.num_samples
+        super(Dequantized, new).__init__(Size(batch_shape), self.event_shape, validate_args=False)
+        new._validate_args = self._validate_args
+        return new
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """A lower bound, in expectation, on the log-probability of integer images (\\*batch, \\*event_shape)."""
+        if self._validate_args:
+            self._check(value)
+        dtype = torch.get_default_dtype() if not value.is_floating_point() else value.dtype
+        k = value.to(dtype)
+        draws = k.expand(self.num_samples, *k.shape) if self.num_samples > 1 else k
+        x = (draws + torch.rand_like(draws)) / self.levels
+        log_prob: Tensor = self.density.log_prob(x)
+        if self.num_samples > 1:
+            log_prob = log_prob.logsumexp(0) - math.log(self.num_samples)
+        return log_prob - self.event_shape.numel() * math.log(self.levels)
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Integer images (\\*sample_shape, \\*batch_shape, \\*event_shape) as int64."""
+        with torch.no_grad():
+            x: Tensor = self.density.sample(Size(sample_shape))
+            return (x * self.levels).floor().clamp(0, self.levels - 1).long()
+
+    def _check(self, value: Tensor) -> None:
+        shape = tuple(value.shape)
+        if shape[len(shape) - len(self.event_shape) :] != tuple(self.event_shape):
+            raise ValueError(
+                f"Dequantized expects images of shape {tuple(self.event_shape)}, but got a tensor of shape {shape}."
+            )
+        bad = (value < 0) | (value > self.levels - 1) | (value != value.floor())
+        if bad.any():
+            raise ValueError(
+                f"Dequantized expects integers from 0 to {self.levels - 1}, but got {value[bad].flatten()[0].item()}."
+            )
+
+
+class BitsPerDim(NamedTuple):
+    """Bits per dimension and the standard error of that mean."""
+
+    value: float
+    error: float
+
+
+@torch.no_grad()
+def bits_per_dim(distribution: Distribution, x: Tensor, *, batch_size: int | None = None) -> BitsPerDim:
+    """The mean of -log2 p(x) / D over the events of x, and its Monte Carlo standard error.
+
+    For a :class:`Dequantized` this is an upper bound on the bits a lossless code needs for each pixel; for a density on
+    the unit cube of pixels k/256, add 8.
+
+    Args:
+        distribution: over events of D elements.
+        x: (N, \\*event_shape).
+        batch_size: how many events to score at once; all by default.
+    """
+    if x.shape[0] < 1:
+        raise ValueError("bits_per_dim needs at least one event, but got none.")
+    batches = x.split(x.shape[0] if batch_size is None else batch_size)
+    log_prob = torch.cat([distribution.log_prob(batch) for batch in batches]).double()
+    bits = -log_prob / (distribution.event_shape.numel() * math.log(2))
+    error = bits.std().item() / math.sqrt(len(bits)) if len(bits) > 1 else math.inf
+    return BitsPerDim(bits.mean().item(), error)

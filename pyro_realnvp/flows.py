@@ -1,0 +1,131 @@
+"""A flow as one Module: a base distribution and the transforms after it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from pyro import distributions as dist
+from torch import Size, Tensor, nn
+from torch.distributions import Distribution, Transform
+
+from .chain import Chain
+from .normalization import ActNorm
+
+__all__ = ["Flow", "StandardLogistic", "StandardNormal"]
+
+
+class _Base(nn.Module):
+    """A distribution without parameters, as a Module: it moves with ``.to()`` and has the dtype of the model."""
+
+    zero: Tensor
+
+    def __init__(self, event_shape: int | Sequence[int]) -> None:
+        super().__init__()
+        self.event_shape = Size((event_shape,) if isinstance(event_shape, int) else event_shape)
+        self.register_buffer("zero", torch.zeros(()), persistent=False)
+
+    def extra_repr(self) -> str:
+        return str(tuple(self.event_shape))
+
+
+class StandardNormal(_Base):
+    """N(0, I) on events of shape ``event_shape``; calling it returns the Pyro distribution."""
+
+    def forward(self, context: Tensor | None = None) -> dist.Distribution:
+        zeros = self.zero.expand(self.event_shape)
+        return dist.Normal(zeros, zeros + 1, validate_args=False).to_event(len(self.event_shape))
+
+
+class StandardLogistic(_Base):
+    """Independent standard logistic variables, log p(z) = sum -softplus(z) - softplus(-z). Dinh et al. (2014), 3.4."""
+
+    def forward(self, context: Tensor | None = None) -> dist.Distribution:
+        zeros = self.zero.expand(self.event_shape)
+        return dist.Logistic(zeros, zeros + 1, validate_args=False).to_event(len(self.event_shape))
+
+
+class Flow(nn.Module):
+    """A density p(x | context) = p_base(z) |det dz/dx|: one Module that owns the base and the transforms.
+
+    ``flow(x)`` is log p(x), for ``DistributedDataParallel``, ``torch.compile`` and anything else that goes through
+    ``Module.__call__``; :meth:`distribution` is the same as a Pyro distribution, for ``pyro.sample``.
+
+    Only ``train()`` and ``eval()`` differ between training by maximum likelihood and everything else: call ``eval()``
+    on a flow that serves as a prior, in ``Predictive`` or for scoring, since batch normalization and dropout make the
+    density of an event depend on the batch or on chance in training mode. A vector flow as it is built has neither, so
+    that as a guide or a prior it may stay in training mode.
+
+    Keys of the state: ``transforms.<i>.bijection.<...>`` for the i-th transform of a list from a builder, whose items
+    are inverses, counted from the latent side.
+
+    Args:
+        base: a Module that returns a distribution when called with a context or None, and has an ``event_shape``;
+            :class:`StandardNormal`, say.
+        transforms: latent -> data, as the builders return them; torch and Pyro transforms may be among them.
+
+    Raises:
+        ValueError: if the base is not such a Module, or its events do not fit the transforms.
+    """
+
+    def __init__(self, base: nn.Module, transforms: Iterable[Transform]) -> None:
+        super().__init__()
+        if not isinstance(base, nn.Module) or not hasattr(base, "event_shape"):
+            raise ValueError(
+                f"Flow needs a base Module that returns a distribution, such as StandardNormal(event_shape), "
+                f"but got {type(base).__name__}."
+            )
+        self.base = base
+        self.transforms = Chain(transforms)
+        self.event_shape = self.transforms.forward_shape(base.event_shape)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """log p(x | context) in nats, of shape (\\*batch), for x (\\*batch, \\*event_shape)."""
+        if Distribution._validate_args and not torch.compiler.is_compiling():
+            return self.distribution(context).log_prob(x)
+        # What follows is the same without its checks, in one pass and without a data-dependent branch.
+        transforms = self.transforms if context is None else self.transforms.condition(context)
+        z, log_det = transforms.inverse_and_log_det(x)
+        return self.base(context).log_prob(z) + log_det
+
+    def distribution(self, context: Tensor | None = None) -> dist.TransformedDistribution:
+        """The Pyro distribution of x, of event shape ``event_shape``, with the batch shape of the context."""
+        transforms = self.transforms if context is None else self.transforms.condition(context)
+        return dist.TransformedDistribution(self.base(context), [transforms])
+
+    @torch.no_grad()
+    def sample(
+        self, sample_shape: Sequence[int] = (), context: Tensor | None = None, *, temperature: float = 1.0
+    ) -> Tensor:
+        """Samples of shape (\\*sample_shape, \\*context batch, \\*event_shape), without gradients.
+
+        With a temperature T the latents are drawn as mean + T (z - mean). This is the density p(x)^(1/T^2), normalised,
+        if the base is Gaussian and the log-determinant constant (NICE); elsewhere it is a heuristic. Kingma & Dhariwal
+        (2018), section 6.
+
+        Raises:
+            ValueError: if the temperature is negative.
+        """
+        if temperature < 0:
+            raise ValueError(f"temperature must not be negative, but got {temperature}.")
+        distribution = self.distribution(context)
+        z = distribution.base_dist.sample(Size(sample_shape))
+        if temperature != 1.0:
+            mean = distribution.base_dist.mean
+            z = mean + temperature * (z - mean)
+        for transform in distribution.transforms:
+            z = transform(z)
+        return z
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
+        """Initialises every ActNorm that is not yet so, from a batch of data, in whatever mode the flow is."""
+        norms = [module for module in self.modules() if isinstance(module, ActNorm)]
+        modes = [norm.training for norm in norms]
+        try:
+            for norm in norms:
+                norm.train()
+            self.transforms.inverse_and_log_det(x, context)
+        finally:
+            for norm, mode in zip(norms, modes, strict=True):
+                norm.train(mode)

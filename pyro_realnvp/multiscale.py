@@ -1,0 +1,163 @@
+"""Multi-scale architecture as shape-preserving combinators. Dinh et al. (2017), section 3.6.
+
+``Squeezed(f)`` works on the squeezed image and ``FactorOut(f)`` on half of the channels, so (C, H, W) never changes
+along a flow and the whole model is one ordinary transform. The latent image is laid out like the data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Size, Tensor
+
+from .bijection import Bijection
+
+__all__ = ["FactorOut", "Squeeze", "Squeezed"]
+
+
+def _squeezed_shape(name: str, event_shape: Sequence[int]) -> Size:
+    if len(event_shape) != 3:
+        raise ValueError(f"{name} needs an image of shape (C, H, W), but got event shape {tuple(event_shape)}.")
+    channels, height, width = event_shape
+    if height % 2 or width % 2 or not height or not width:
+        raise ValueError(f"{name} needs even height and width, but got event shape {tuple(event_shape)}.")
+    return Size((4 * channels, height // 2, width // 2))
+
+
+# By reshape and permute, since pixel_unshuffle returns a wrong shape for an empty batch.
+def _squeeze(x: Tensor, *, ordered: bool) -> Tensor:
+    *batch, channels, height, width = x.shape
+    x = x.reshape(*batch, channels, height // 2, 2, width // 2, 2)
+    if not ordered:  # channel 4 c + 2 dy + dx
+        x = x.movedim((-3, -1), (-4, -3))
+        return x.reshape(*batch, 4 * channels, height // 2, width // 2)
+    # slot-major: top left, bottom right | top right, bottom left
+    slots = [x[..., dy, :, dx] for dy, dx in ((0, 0), (1, 1), (0, 1), (1, 0))]
+    return torch.cat(slots, -3)
+
+
+def _unsqueeze(y: Tensor, *, ordered: bool) -> Tensor:
+    *batch, channels, height, width = y.shape
+    channels //= 4
+    if not ordered:
+        y = y.reshape(*batch, channels, 2, 2, height, width).movedim((-4, -3), (-3, -1))
+    else:
+        a, b, c, d = y.chunk(4, -3)
+        # rows [[a, c], [d, b]] of every 2 x 2 block
+        y = torch.stack([torch.stack([a, c], -1), torch.stack([d, b], -1)], -3)
+    return y.reshape(*batch, channels, 2 * height, 2 * width)
+
+
+class Squeeze(Bijection):
+    """Turns every 2 x 2 block of pixels into 4 channels; log|det dy/dx| = 0. Dinh et al. (2017), section 3.6, figure 3.
+
+    Plain order: pixel (dy, dx) of channel c becomes channel 4 c + 2 dy + dx. Ordered, for factoring out: all channels
+    of the top left pixel, then bottom right, top right, bottom left, so that the first half of the channels holds the
+    pixels with even row + column.
+
+    Args:
+        event_shape: (C, H, W); y has the shape (4 C, H/2, W/2).
+        ordered: the second order instead of the first.
+
+    Raises:
+        ValueError: if the height or the width is odd.
+    """
+
+    def __init__(self, event_shape: Sequence[int], *, ordered: bool = False) -> None:
+        super().__init__(event_shape, _squeezed_shape("Squeeze", event_shape))
+        self.ordered = ordered
+
+    def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return _squeeze(x, ordered=self.ordered), x.new_zeros(x.shape[:-3])
+
+    def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return _unsqueeze(y, ordered=self.ordered), y.new_zeros(y.shape[:-3])
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + (", ordered=True" if self.ordered else "")
+
+
+class Squeezed(Bijection):
+    """A bijection of squeezed images as a bijection of images: unsqueeze . f . squeeze.
+
+    A context map is squeezed (in the plain order) with the image, a context vector handed on.
+
+    Args:
+        bijection: f, of events (4 C, H, W).
+        ordered: the order of the channels, as in :class:`Squeeze`.
+    """
+
+    def __init__(self, bijection: Bijection, *, ordered: bool = False) -> None:
+        channels, height, width = _image_shape("Squeezed", bijection)
+        if channels % 4:
+            raise ValueError(
+                f"Squeezed needs a bijection of events with a multiple of 4 channels, "
+                f"but got {(channels, height, width)}."
+            )
+        super().__init__((channels // 4, 2 * height, 2 * width))
+        self.bijection = bijection
+        self.ordered = ordered
+
+    @property
+    def context_shape(self) -> Size | None:
+        shape = self.bijection.context_shape
+        if shape is None or len(shape) != 3:
+            return shape
+        return Size((shape[0] // 4, 2 * shape[1], 2 * shape[2]))
+
+    def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        y, log_det = self.bijection.forward_and_log_det(_squeeze(x, ordered=self.ordered), self._squeezed(context))
+        return _unsqueeze(y, ordered=self.ordered), log_det
+
+    def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        x, log_det = self.bijection.inverse_and_log_det(_squeeze(y, ordered=self.ordered), self._squeezed(context))
+        return _unsqueeze(x, ordered=self.ordered), log_det
+
+    def _squeezed(self, context: Tensor | None) -> Tensor | None:
+        shape = self.bijection.context_shape
+        if context is None or shape is None or len(shape) != 3:
+            return context
+        return _squeeze(context, ordered=False)
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + (", ordered=True" if self.ordered else "")
+
+
+class FactorOut(Bijection):
+    """Applies a bijection to the first half of the channels; the second half is done. Dinh et al. (2017), equation 14.
+
+        y1 = f(x1),   y2 = x2,   log|det dy/dx| = log|det df/dx1|
+
+    Args:
+        bijection: f, of events (C/2, H, W).
+    """
+
+    def __init__(self, bijection: Bijection) -> None:
+        channels, height, width = _image_shape("FactorOut", bijection)
+        super().__init__((2 * channels, height, width))
+        self.bijection = bijection
+
+    @property
+    def context_shape(self) -> Size | None:
+        return self.bijection.context_shape
+
+    def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        x1, x2 = x.chunk(2, -3)
+        y1, log_det = self.bijection.forward_and_log_det(x1, context)
+        return torch.cat([y1, x2], -3), log_det
+
+    def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        y1, y2 = y.chunk(2, -3)
+        x1, log_det = self.bijection.inverse_and_log_det(y1, context)
+        return torch.cat([x1, y2], -3), log_det
+
+
+def _image_shape(name: str, bijection: Bijection) -> Size:
+    shape = bijection.event_shape
+    if len(shape) != 3 or bijection.output_shape != shape:
+        raise ValueError(
+            f"{name} needs a bijection of images that keeps their shape, but got "
+            f"{tuple(shape)} -> {tuple(bijection.output_shape)}."
+        )
+    return shape

@@ -1,0 +1,234 @@
+"""Normalization as layers of a flow: BatchNorm (RealNVP) and ActNorm (Glow)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .bijection import Bijection, statistics_are_held
+
+__all__ = ["ActNorm", "BatchNorm", "recalibrate"]
+
+
+class _ChannelMap(Bijection):
+    """A map with one set of numbers per channel of an image, or per coordinate of a vector."""
+
+    def __init__(self, event_shape: Sequence[int]) -> None:
+        if len(event_shape) not in (1, 3):
+            raise ValueError(f"{type(self).__name__} needs events (D,) or (C, H, W), but got {tuple(event_shape)}.")
+        super().__init__(event_shape)
+
+    def _flat(self, x: Tensor) -> Tensor:
+        """(\\*batch, C, ...) as (batch, C, ...)."""
+        shape = self.event_shape
+        return x.reshape(x.shape[: x.dim() - len(shape)].numel(), *shape)
+
+    def _per_channel(self, value: Tensor) -> Tensor:
+        """(C,) as (C, 1, 1), to broadcast against events."""
+        return value.reshape(-1, *[1] * (len(self.event_shape) - 1))
+
+    def _over(self) -> tuple[int, ...]:
+        """The dimensions of a flat batch to reduce: all but the channels."""
+        return (0, *range(2, len(self.event_shape) + 1))
+
+    def _refuse_non_finite(self, statistics: Tensor) -> None:
+        if not torch.compiler.is_compiling() and not bool(statistics.isfinite().all()):
+            raise ValueError(f"{type(self).__name__} got NaN or infinite data; its statistics were left as they were.")
+
+
+class BatchNorm(_ChannelMap):
+    """Normalizes every channel by the mean and variance of the batch. Dinh et al. (2017), section 3.7.
+
+        y = (x - mean) / sqrt(var + eps),   log|det dy/dx| = -1/2 sum log(var + eps)
+
+    where the sum is over all changed elements of an event. In training mode the statistics are those of the batch, and
+    gradients flow through them; running averages follow with ``momentum``. In evaluation mode they are the running
+    averages. The inverse in training mode uses the statistics of the last forward, so it is its inverse (before any
+    forward: the running ones). With a mask, only the elements where it is False are changed and counted; the released
+    code of the paper counts the unchanged ones too, as zeros.
+
+    The density of a batch in training mode is not that of its members: evaluate in evaluation mode.
+
+    Args:
+        event_shape: (C, H, W) or (D,).
+        mask: boolean, of the event shape; True = passes unchanged, as in the coupling before.
+        momentum: weight of the newest batch in the running averages.
+        eps: added to the variance.
+
+    Raises:
+        ValueError: in training mode, if the batch has fewer than two events, or is not finite.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+    last_mean: Tensor
+    last_var: Tensor
+    mask: Tensor | None
+    count: Tensor
+
+    def __init__(
+        self, event_shape: Sequence[int], mask: Tensor | None = None, *, momentum: float = 0.1, eps: float = 1e-4
+    ) -> None:
+        super().__init__(event_shape)
+        if mask is not None and tuple(mask.shape) != tuple(event_shape):
+            raise ValueError(f"BatchNorm needs a mask of shape {tuple(event_shape)}, but got {tuple(mask.shape)}.")
+        self.momentum, self.eps = momentum, eps
+        channels, places = event_shape[0], self.event_shape[1:].numel()
+        changed = torch.full((channels,), places) if mask is None else (~mask).reshape(channels, -1).sum(1)
+        self.register_buffer("mask", mask, persistent=False)
+        self.register_buffer("count", changed.to(torch.get_default_dtype()), persistent=False)
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+        self.register_buffer("last_mean", torch.zeros(channels), persistent=False)
+        self.register_buffer("last_var", torch.ones(channels), persistent=False)
+
+    def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        mean, var = self._batch_statistics(x) if self.training else (self.running_mean, self.running_var)
+        var = var + self.eps
+        y = (x - self._per_channel(mean)) * self._per_channel(var.rsqrt())
+        return self._keep(x, y), self._log_det(x, var)
+
+    def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        # Copies, so that the next forward, which overwrites these, does not disturb a graph that uses them.
+        mean, var = (self.last_mean, self.last_var) if self.training else (self.running_mean, self.running_var)
+        var = var + self.eps
+        x = y * self._per_channel(var.sqrt()) + self._per_channel(mean.clone())
+        return self._keep(y, x), -self._log_det(y, var)
+
+    def _keep(self, given: Tensor, made: Tensor) -> Tensor:
+        return made if self.mask is None else torch.where(self.mask, given, made)
+
+    def _log_det(self, x: Tensor, var: Tensor) -> Tensor:
+        log_det = -0.5 * (self.count * var.log()).sum()
+        return log_det.expand(x.shape[: x.dim() - len(self.event_shape)])
+
+    def _batch_statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self._flat(x)
+        if x.shape[0] < 2:
+            raise ValueError(
+                f"BatchNorm in training mode needs a batch of at least 2 events, but got {x.shape[0]}; "
+                f"call eval() to use the running statistics."
+            )
+        mean, var = self._moments(x)
+        if not statistics_are_held():
+            self._refuse_non_finite(var)
+            with torch.no_grad():
+                self.last_mean.copy_(mean)
+                self.last_var.copy_(var)
+                self.running_mean.lerp_(mean, self.momentum)
+                self.running_var.lerp_(var, self.momentum)
+        return mean, var
+
+    def _moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        over = self._over()
+        if self.mask is None:
+            var, mean = torch.var_mean(x, over, correction=0)
+            return mean, var
+        # A channel that is unchanged everywhere divides by 1 instead of 0, and its result is not used.
+        count = (self.count * x.shape[0]).clamp(min=1)
+        mean = torch.where(self.mask, 0, x).sum(over) / count
+        var = torch.where(self.mask, 0, x - self._per_channel(mean)).square().sum(over) / count
+        return mean, var
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self.last_mean.copy_(self.running_mean)
+        self.last_var.copy_(self.running_var)
+
+
+class ActNorm(_ChannelMap):
+    """An affine map per channel that starts by normalizing a batch. Kingma & Dhariwal (2018), section 3.1.
+
+        y = (x - shift) exp(log_scale),   log|det dy/dx| = H W sum_c log_scale_c
+
+    ``shift`` and ``log_scale`` are parameters. The first batch in training mode and in the data direction, or a call of
+    :meth:`initialize`, sets them so that every channel of y has mean 0 and standard deviation 1; until then the layer
+    is the identity. That it has happened is part of the state: a loaded checkpoint is never initialised again.
+
+    Args:
+        event_shape: (C, H, W) or (D,).
+    """
+
+    initialized: Tensor
+
+    def __init__(self, event_shape: Sequence[int]) -> None:
+        super().__init__(event_shape)
+        self.shift = nn.Parameter(torch.zeros(event_shape[0]))
+        self.log_scale = nn.Parameter(torch.zeros(event_shape[0]))
+        self.register_buffer("initialized", torch.tensor(False))
+        self._is_initialized = False  # the buffer without a host synchronisation, or a data-dependent branch
+
+    def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        if self.training and not self._is_initialized:
+            self.initialize(x)
+        y = (x - self._per_channel(self.shift)) * self._per_channel(self.log_scale.exp())
+        return y, self._log_det(x)
+
+    def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        x = y * self._per_channel((-self.log_scale).exp()) + self._per_channel(self.shift)
+        return x, -self._log_det(y)
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor) -> None:
+        """Sets shift and log_scale from a batch x (\\*batch, \\*event_shape), at least one event, finite.
+
+        A constant channel gets the scale 1 / 1e-6.
+        """
+        x = self._flat(x.detach())
+        if x.shape[0] < 1:
+            raise ValueError("ActNorm needs a batch of at least 1 event to initialise, but got an empty one.")
+        var, mean = torch.var_mean(x, self._over(), correction=0)
+        self._refuse_non_finite(var)
+        self.shift.copy_(mean)
+        self.log_scale.copy_(-(var.sqrt() + 1e-6).log())
+        self.initialized.fill_(True)
+        self._is_initialized = True
+
+    def _log_det(self, x: Tensor) -> Tensor:
+        log_det = self.log_scale.sum() * self.event_shape[1:].numel()
+        return log_det.expand(x.shape[: x.dim() - len(self.event_shape)])
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        if not self.initialized.is_meta:
+            self._is_initialized = bool(self.initialized)
+
+
+@torch.no_grad()
+def recalibrate(flow: nn.Module, batches: Iterable[Tensor | Sequence[Tensor]]) -> None:
+    """Sets the running statistics of all batch normalization, in the flow and in its networks, from data.
+
+    Every statistic becomes the mean over the batches, weighted by their sizes, at the present parameters; running
+    averages instead mix in those of earlier parameters, which is what breaks evaluation on test data.
+
+    Args:
+        flow: called on every batch; a :class:`~pyro_realnvp.Flow`, say.
+        batches: tensors x (batch, \\*event_shape), or tuples (x, context).
+
+    Raises:
+        ValueError: if there is no batch.
+    """
+    norms = [m for m in flow.modules() if isinstance(m, BatchNorm | nn.modules.batchnorm._BatchNorm)]
+    modes = {module: module.training for module in flow.modules()}
+    momenta = [norm.momentum for norm in norms]
+    flow.eval()
+    for norm in norms:
+        norm.train()
+    seen = 0
+    try:
+        for batch in batches:
+            inputs = (batch,) if isinstance(batch, Tensor) else tuple(batch)
+            seen += inputs[0].shape[0]
+            for norm in norms:
+                norm.momentum = inputs[0].shape[0] / seen
+            flow(*inputs)
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        for module, mode in modes.items():
+            module.training = mode
+    if not seen:
+        raise ValueError("recalibrate needs at least one batch of data, but got none.")
