@@ -1,0 +1,240 @@
+"""Every component and every builder once, in small sizes: what the laws are checked on."""
+
+from functools import partial
+
+import torch
+from pyro.distributions.transforms import affine_coupling, conditional_affine_coupling
+from torch import nn
+from torch.distributions import (
+    AffineTransform,
+    ExpTransform,
+    ReshapeTransform,
+    SigmoidTransform,
+    TanhTransform,
+)
+
+from pyro_realnvp import (
+    MLP,
+    ActNorm,
+    Additive,
+    Affine,
+    BatchNorm,
+    Bijection,
+    Chain,
+    Elementwise,
+    FactorOut,
+    Lift,
+    Logit,
+    MaskedCoupling,
+    Permute,
+    ResNet,
+    Scale,
+    SigmoidScale,
+    SoftClipScale,
+    SoftplusScale,
+    SplitCoupling,
+    Squeeze,
+    Squeezed,
+    TanhScale,
+    alternating,
+    channelwise,
+    checkerboard,
+    nice_transforms,
+    realnvp_transforms,
+)
+
+mlp = partial(MLP, hidden=(8,))
+resnet = partial(ResNet, hidden=4, blocks=1)
+
+
+def prime(flow: nn.Module) -> nn.Module:
+    """Moves all running statistics away from their start, where normalization is nearly the identity."""
+    for module in flow.modules():
+        if hasattr(module, "running_mean"):
+            module.running_mean.copy_(0.5 * torch.randn_like(module.running_mean))
+            module.running_var.copy_(0.5 + 1.5 * torch.rand_like(module.running_var))
+    return flow
+
+
+def split(shape, *, net=None, transformer=None, swap=False, **kwargs):
+    """A SplitCoupling with a network of the right size."""
+    transformer = Affine() if transformer is None else transformer
+    net = (mlp if len(shape) == 1 else resnet) if net is None else net
+    changed = shape[0] - shape[0] // 2 if swap else shape[0] // 2
+    conditioner = net(shape[0] - changed, transformer.num_parameters * changed, **kwargs)
+    return prime(SplitCoupling(shape, conditioner, transformer, swap=swap))
+
+
+def masked(mask, *, net=None, transformer=None, **kwargs):
+    """A MaskedCoupling with a network of the right size."""
+    transformer = Affine() if transformer is None else transformer
+    if net is None:
+        net = mlp if mask.dim() == 1 else partial(resnet, mask=mask)
+    conditioner = net(mask.shape[0], transformer.num_parameters * mask.shape[0], **kwargs)
+    return prime(MaskedCoupling(mask, conditioner, transformer))
+
+
+class _Flat(nn.Module):
+    """An image network made of an MLP, as a user might write one without a thought about flows."""
+
+    def __init__(self, shape, out_channels):
+        super().__init__()
+        self.shape = (out_channels, *shape[1:])
+        self.mlp = mlp(torch.Size(shape).numel(), torch.Size(self.shape).numel())
+
+    def forward(self, x):
+        return self.mlp(x.flatten(-3)).unflatten(-1, self.shape)
+
+
+class Sinh(Bijection):
+    """A user's own layer with one learned number: y = sinh(a x) / a, with a = exp(log_a)."""
+
+    def __init__(self, size):
+        super().__init__((size,))
+        self.log_a = nn.Parameter(torch.zeros(()))
+
+    def forward_and_log_det(self, x, context=None):
+        a = self.log_a.exp()
+        return (a * x).sinh() / a, (a * x).cosh().log().sum(-1)
+
+    def inverse_and_log_det(self, y, context=None):
+        a = self.log_a.exp()
+        return (a * y).asinh() / a, -0.5 * (a * y).square().log1p().sum(-1)
+
+
+def initialized(norm):
+    """An ActNorm that has seen a batch."""
+    norm.initialize(2 + 3 * torch.randn(16, *norm.event_shape))
+    return norm
+
+
+class SumOfContext(Bijection):
+    """Shifts by the sum of a context that it does not own: y = x + sum(context)."""
+
+    def __init__(self, size, context_dim):
+        super().__init__((size,))
+        self.context_dim = context_dim
+
+    @property
+    def context_shape(self):
+        return torch.Size((self.context_dim,))
+
+    def forward_and_log_det(self, x, context=None):
+        return self._shifted(x, context, 1)
+
+    def inverse_and_log_det(self, y, context=None):
+        return self._shifted(y, context, -1)
+
+    def _shifted(self, x, context, sign):
+        if context is None or context.shape[-1] != self.context_dim:
+            raise ValueError(f"SumOfContext needs a context of length {self.context_dim}, but got {context}.")
+        return x + sign * context.sum(-1, keepdim=True), x.new_zeros(x.shape[:-1])
+
+
+SCALES = {
+    "tanh": TanhScale,
+    "sigmoid": SigmoidScale,
+    "softplus": SoftplusScale,
+    "softclip": SoftClipScale,
+}
+
+ZOO = {
+    # couplings of vectors
+    "split-2": lambda: split((2,)),
+    "split-odd": lambda: split((5,)),
+    "split-odd-swap": lambda: split((5,), swap=True),
+    "split-additive": lambda: split((4,), transformer=Additive()),
+    "split-context": lambda: split((4,), context_dim=3),
+    "split-context-map": lambda: split((4,), context_shape=(2, 2, 2)),
+    "masked-2": lambda: masked(alternating((2,))),
+    "masked-odd": lambda: masked(alternating((5,), flip=True)),
+    "masked-additive": lambda: masked(alternating((4,)), transformer=Additive()),
+    "masked-context": lambda: masked(alternating((4,)), context_dim=3),
+    **{f"scale-{name}": lambda scale=scale: split((3,), transformer=Affine(scale())) for name, scale in SCALES.items()},
+    "scale-function": lambda: masked(alternating((3,)), transformer=Affine(torch.tanh)),
+    # couplings of images
+    "checkerboard": lambda: masked(checkerboard((1, 4, 4))),
+    "checkerboard-wide": lambda: masked(checkerboard((2, 2, 5), flip=True)),
+    "checkerboard-context": lambda: masked(checkerboard((1, 4, 2)), context_dim=3),
+    "checkerboard-context-map": lambda: masked(checkerboard((1, 4, 2)), context_shape=(2, 4, 2)),
+    "channelwise": lambda: masked(channelwise((4, 2, 2)), net=partial(resnet, mask=None)),
+    "split-image": lambda: split((2, 3, 4)),
+    "split-image-swap": lambda: split((4, 2, 2), swap=True, transformer=Affine(SigmoidScale())),
+    "split-many-channels": lambda: split((18, 1, 2), transformer=Additive()),
+    "split-image-context": lambda: split((2, 4, 2), context_dim=3),
+    "split-image-context-map": lambda: split((2, 4, 2), context_shape=(3, 4, 2)),
+    "split-own-network": lambda: SplitCoupling((2, 2, 2), _Flat((1, 2, 2), 2), Affine()),
+    # elementwise
+    "elementwise-1": lambda: Elementwise((1,), Affine()),
+    "elementwise-image": lambda: Elementwise((2, 3, 2), Affine()),
+    "elementwise-additive": lambda: Elementwise((3,), Additive()),
+    "elementwise-context": lambda: Elementwise((3,), Affine(), mlp(0, 6, context_dim=2)),
+    "scale": lambda: Scale((3,)),
+    "scale-image": lambda: Scale((2, 2, 3)),
+    "permute": lambda: Permute((4,), [2, 0, 3, 1]),
+    "permute-image": lambda: Permute((3, 2, 2), [1, 2, 0]),
+    # normalization
+    "batchnorm": lambda: prime(BatchNorm((3,))),
+    "batchnorm-mask": lambda: prime(BatchNorm((5,), alternating((5,)))),
+    "batchnorm-image": lambda: prime(BatchNorm((2, 3, 2))),
+    "batchnorm-checkerboard": lambda: prime(BatchNorm((2, 3, 3), checkerboard((2, 3, 3)))),
+    "batchnorm-channelwise": lambda: prime(BatchNorm((4, 2, 2), channelwise((4, 2, 2)))),
+    "actnorm": lambda: initialized(ActNorm((3,))),
+    "actnorm-new": lambda: ActNorm((3,)),
+    "actnorm-image": lambda: initialized(ActNorm((2, 3, 2))),
+    # multi-scale
+    "squeeze": lambda: Squeeze((3, 2, 4)),
+    "squeeze-ordered": lambda: Squeeze((3, 2, 4), ordered=True),
+    "unsqueeze": lambda: Squeeze((1, 4, 2)).inv,
+    "squeezed": lambda: Squeezed(split((4, 2, 1))),
+    "squeezed-ordered": lambda: Squeezed(split((4, 1, 2)), ordered=True),
+    "squeezed-context": lambda: Squeezed(split((4, 2, 1), context_dim=3)),
+    "squeezed-context-map": lambda: Squeezed(split((4, 2, 1), context_shape=(8, 2, 1))),
+    "factor-out": lambda: FactorOut(split((2, 2, 3))),
+    "factor-out-context-map": lambda: FactorOut(split((2, 2, 3), context_shape=(1, 2, 3))),
+    # algebra
+    "inverse": lambda: split((3,)).inv,
+    "inverse-context": lambda: split((3,), context_dim=2).inv,
+    "conditioned": lambda: split((3,), context_dim=2).condition(torch.randn(2)),
+    "conditioned-image": lambda: split((2, 2, 2), context_dim=2).condition(torch.randn(2)),
+    "conditioned-inverse": lambda: split((3,), context_dim=2).inv.condition(torch.randn(2)),
+    "recached": lambda: split((3,)).with_cache(0),
+    "chain": lambda: Chain([split((3,)), Scale((3,)).inv, split((3,), swap=True)]),
+    "chain-of-chains": lambda: Chain([Chain([split((3,)), Scale((3,))]), Chain([split((3,), swap=True)]).inv]),
+    "chain-context": lambda: Chain([Scale((3,)), split((3,), context_dim=2), Permute((3,), [1, 2, 0])]),
+    "chain-changes-shape": lambda: Chain([Squeeze((1, 4, 2)), split((4, 2, 1)), initialized(ActNorm((4, 2, 1)))]),
+    "chain-logit": lambda: Chain([Logit(0.05), split((3,)), Logit(0.1).inv]),
+    "chain-torch": lambda: Chain([AffineTransform(1.0, -2.0), split((3,)), SigmoidTransform()]),
+    "chain-reshape": lambda: Chain([ReshapeTransform((4,), (1, 2, 2)), masked(checkerboard((1, 2, 2)))]),
+    "lift": lambda: Lift(AffineTransform(1.0, -3.0), (2,)),
+    "lift-exp": lambda: Lift(ExpTransform(), (2,)),
+    "lift-tanh": lambda: Lift(TanhTransform()),
+    "lift-inverse": lambda: Lift(ExpTransform().inv, (3,)),
+    "lift-reshape": lambda: Lift(ReshapeTransform((2, 3), (6,)), (2, 3)),
+    "lift-pyro": lambda: Lift(affine_coupling(4, [8]), (4,)),
+    "lift-pyro-conditional": lambda: Chain([SumOfContext(4, 2), Lift(conditional_affine_coupling(4, 2, [8]), (4,))]),
+    "logit": lambda: Logit(0.05),
+    "logit-0": lambda: Logit(0.0),
+    "own-layer": lambda: Sinh(3),
+    "own-layer-context": lambda: SumOfContext(3, 2),
+    # builders
+    "realnvp-1": lambda: Chain(realnvp_transforms(1)),
+    "realnvp-1-context": lambda: Chain(realnvp_transforms(1, net=mlp, context_dim=2)),
+    "realnvp-2": lambda: Chain(realnvp_transforms((2,), couplings=4, net=mlp)),
+    "realnvp-default": lambda: Chain(realnvp_transforms(3)),
+    "realnvp-odd": lambda: Chain(realnvp_transforms(7, couplings=3, net=mlp)),
+    "realnvp-context": lambda: Chain(realnvp_transforms(4, couplings=3, net=mlp, context_dim=2)),
+    "realnvp-image": lambda: prime(Chain(realnvp_transforms((1, 4, 4), net=resnet))),
+    "realnvp-image-1-scale": lambda: prime(Chain(realnvp_transforms((3, 3, 2), scales=1, net=resnet))),
+    "realnvp-image-3-scales": lambda: prime(Chain(realnvp_transforms((1, 4, 8), scales=3, net=resnet))),
+    "realnvp-image-context": lambda: prime(Chain(realnvp_transforms((1, 4, 2), net=resnet, context_dim=2))),
+    "realnvp-image-context-map": lambda: prime(
+        Chain(realnvp_transforms((1, 4, 2), net=resnet, context_shape=(2, 4, 2)))
+    ),
+    "realnvp-pixels": lambda: prime(Chain([*realnvp_transforms((1, 2, 4), net=resnet), Logit(0.05).inv])),
+    "nice-1": lambda: Chain(nice_transforms(1)),
+    "nice-2": lambda: Chain(nice_transforms(2, net=mlp)),
+    "nice-odd": lambda: Chain(nice_transforms((5,), couplings=3, net=mlp)),
+    "nice-image": lambda: Chain(nice_transforms((1, 2, 3), net=mlp)),
+    "nice-context": lambda: Chain(nice_transforms(4, net=mlp, context_dim=2)),
+}
