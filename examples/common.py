@@ -22,9 +22,11 @@ matplotlib.use("Agg")  # before pyplot: the scripts write files and must run wit
 import matplotlib.pyplot as plt
 import pyro
 import torch
+from matplotlib.figure import Figure
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
@@ -86,8 +88,8 @@ class Metrics:
 
 
 def ema_of(flow: Flow, decay: float) -> AveragedModel:
-    """An exponential moving average of the weights; ``.module`` is the averaged flow. Buffers are copied, not averaged."""
-    return AveragedModel(flow, multi_avg_fn=get_ema_multi_avg_fn(decay))
+    """An exponential moving average of weights and running statistics; ``.module`` is the averaged flow."""
+    return AveragedModel(flow, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
 
 
 def gradient_update(
@@ -95,7 +97,7 @@ def gradient_update(
     loss: Callable[[], Tensor],
     optimizer: torch.optim.Optimizer,
     *,
-    scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
+    scheduler: LRScheduler | None = None,
     ema: AveragedModel | None = None,
     max_norm: float = math.inf,
 ) -> Callable[[], Tensor]:
@@ -115,6 +117,19 @@ def gradient_update(
         return value.detach()
 
     return update
+
+
+def cosine_factor(steps: int, *, warmup: int = 100) -> Callable[[int], float]:
+    """The learning rate: rises linearly over ``warmup`` steps, and falls to 0 along half a cosine over all of them."""
+
+    def factor(step: int) -> float:
+        return min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps)))
+
+    return factor
+
+
+def cosine_schedule(optimizer: torch.optim.Optimizer, steps: int) -> LambdaLR:
+    return LambdaLR(optimizer, cosine_factor(steps))
 
 
 class BestState:
@@ -174,7 +189,7 @@ def fit(
 
 
 def batches_of(data: Tensor, size: int) -> Iterator[Tensor]:
-    """Minibatches for ever: every epoch in a new order, all of them of ``size`` (or of all the data, if there is less)."""
+    """Minibatches for ever, every epoch in a new order: all of ``size``, or all the data where there is less."""
     while True:
         order = torch.randperm(len(data)).to(data.device)
         for index in order.split(size):
@@ -235,14 +250,14 @@ def save_grids(path: Path, panels: Mapping[str, Tensor], columns: int) -> None:
     """One picture with a titled image grid for every entry, side by side."""
     figure, axes = plt.subplots(1, len(panels), figsize=(5 * len(panels), 5.2), squeeze=False, layout="constrained")
     for axis, (title, images) in zip(axes[0], panels.items(), strict=True):
-        grid = image_grid(images, columns)
+        grid = image_grid(images, columns).numpy()
         axis.imshow(grid if grid.shape[-1] == 3 else grid[..., 0], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         axis.set_title(title)
         axis.axis("off")
     save_figure(path, figure)
 
 
-def save_figure(path: Path, figure: plt.Figure) -> None:
+def save_figure(path: Path, figure: Figure) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     plt.close(figure)
