@@ -1,0 +1,123 @@
+"""The image example, run with tiny arguments."""
+
+import json
+import math
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pyro
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+TINY = ["--hidden", "4", "--blocks", "1", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def images() -> ModuleType:
+    return pytest.importorskip("images")
+
+
+@pytest.fixture(scope="module")
+def run(images: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("run")
+    images.main([*TINY, "--steps", "30", "--out", str(out)])
+    return out
+
+
+def rows(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_files_and_metrics(run: Path) -> None:
+    *intervals, last = rows(run)
+    assert [row["step"] for row in intervals] == [20, 30]
+    assert intervals[-1]["loss"] < 4.5
+    assert 2.3 < last["histogram_bits_per_dim"] < 2.5
+    assert 0 < last["test_bits_per_dim_error"] < 0.1
+    assert 2 < last["test_bits_per_dim"] < 6
+    for name in ("samples.png", "interpolation.png", "checkpoint.json"):
+        assert (run / name).stat().st_size > 100
+
+
+@pytest.mark.filterwarnings("ignore:.*lr_scheduler.step.*:UserWarning")
+def test_svi_takes_the_same_steps(images: ModuleType) -> None:
+    config = images.configuration(images.parse(TINY))
+    data = torch.randint(0, 17, (80, 1, 1, 1)).expand(80, 1, 8, 8)
+    losses = {}
+    for make_update in (images.mle_update, images.svi_update):
+        pyro.set_rng_seed(0)
+        flow = images.build(config)
+        ema = images.ema_of(flow, 0.99)
+        batches = images.batches_of(data, 8)
+        update = make_update(flow, config, lambda batches=batches: next(batches), 5e-3, lambda step: 1.0, ema)
+        losses[make_update.__name__] = [float(update()) for _ in range(50)]
+    nats = torch.tensor(list(losses.values()), dtype=torch.float64)
+    assert nats[0, -1] < nats[0, 0] - 10
+    assert (nats[0] - nats[1]).abs().max() < 1e-5 * 64 * math.log(2)  # 1e-5 bits a dimension
+
+
+def test_sample_reproduces(images: ModuleType, run: Path, tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        images.main(["--sample", str(run / "checkpoint.safetensors"), "--out", str(tmp_path / folder)])
+    assert (tmp_path / "a/samples.png").read_bytes() == (tmp_path / "b/samples.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "count"),
+    [
+        (["--data", "cifar10"], 19_609_545),
+        (["--data", "cifar10", "--scales", "4", "--hidden", "32", "--blocks", "4"], 46_220_359),
+    ],
+)
+def test_describe_counts_without_data(
+    images: ModuleType, arguments: list[str], count: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images.main(["--describe", *arguments, "--root", "no such folder"])
+    printed = capsys.readouterr().out
+    assert f"trainable parameters: {count}" in printed.splitlines()
+    assert re.search(r"SplitCoupling +\(12, 16, 16\)", printed)
+
+
+def test_padding_is_undone(images: ModuleType) -> None:
+    digits = torch.arange(2 * 28 * 28).reshape(2, 1, 28, 28)
+    config = images.configuration(images.parse(["--data", "mnist", "--scales", "4"]))
+    assert config["event_shape"] == [1, 32, 32]
+    padded = images.pad(digits, config["event_shape"])
+    assert padded.shape == (2, 1, 32, 32)
+    assert padded[..., 28:, :].eq(0).all()
+    assert torch.equal(images.crop(padded, config["image_shape"]), digits)
+
+
+def test_missing_data_is_one_sentence(images: ModuleType, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="mnist is not in --root .*--download"):
+        images.main(["--data", "mnist", "--root", str(tmp_path / "nothing"), "--out", str(tmp_path)])
+
+
+def test_missing_checkpoint_is_one_sentence(images: ModuleType, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="There is no checkpoint"):
+        images.main(["--sample", str(tmp_path / "none.safetensors")])
+
+
+def test_truncated_checkpoint_is_one_sentence(images: ModuleType, run: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "checkpoint.safetensors"
+    damaged.write_bytes((run / "checkpoint.safetensors").read_bytes()[:-100])
+    damaged.with_suffix(".json").write_text((run / "checkpoint.json").read_text())
+    with pytest.raises(SystemExit, match="truncated"):
+        images.main(["--sample", str(damaged), "--out", str(tmp_path)])
+
+
+def test_checkpoint_of_another_architecture_is_one_sentence(images: ModuleType, run: Path, tmp_path: Path) -> None:
+    other = tmp_path / "checkpoint.safetensors"
+    state = load_file(run / "checkpoint.safetensors")
+    state.popitem()
+    save_file(state, other)
+    other.with_suffix(".json").write_text((run / "checkpoint.json").read_text())
+    with pytest.raises(SystemExit, match="another architecture"):
+        images.main(["--sample", str(other), "--out", str(tmp_path)])
+
+
+def test_option_that_does_not_apply_is_refused(images: ModuleType) -> None:
+    with pytest.raises(SystemExit, match="--couplings does not apply to --flow realnvp"):
+        images.main(["--describe", "--couplings", "3"])
