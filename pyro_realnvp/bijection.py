@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import weakref
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -24,6 +23,7 @@ from torch import Size, Tensor, nn
 from torch.distributions import biject_to, constraints, identity_transform, transform_to
 
 from .memo import Memo, fingerprint
+from .statistics import hold_statistics
 
 __all__ = ["Bijection", "Conditioned", "Inverse"]
 
@@ -43,24 +43,6 @@ transform_to.register(_Finite, lambda constraint: identity_transform)
 def sum_rightmost(value: Tensor, ndim: int) -> Tensor:
     """Sums the last ``ndim`` dimensions of ``value``."""
     return value.flatten(-ndim).sum(-1) if ndim else value
-
-
-_statistics_held = False
-
-
-@contextmanager
-def hold_statistics() -> Iterator[None]:
-    """Inside, layers recompute what they have computed before: running statistics must not move a second time."""
-    global _statistics_held
-    before, _statistics_held = _statistics_held, True
-    try:
-        yield
-    finally:
-        _statistics_held = before
-
-
-def statistics_are_held() -> bool:
-    return _statistics_held
 
 
 class Bijection(TransformModule, ConditionalTransform):

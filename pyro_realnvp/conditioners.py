@@ -14,6 +14,8 @@ import torch
 from torch import Size, Tensor, nn
 from torch.nn import functional as F
 
+from .statistics import statistics_are_held
+
 __all__ = ["MLP", "Conditioner", "ResNet"]
 
 
@@ -124,21 +126,27 @@ class _WeightNormConv2d(nn.Module):
         return F.conv2d(x, weight, self.bias, padding=weight.shape[-1] // 2)
 
 
-def _batch_norm(channels: int) -> nn.BatchNorm2d:
+class _BatchNorm2d(nn.BatchNorm2d):
     """Batch normalization with a learned offset and no gain, as in the released RealNVP code."""
-    norm = nn.BatchNorm2d(channels, eps=1e-4)
-    norm.weight = None  # type: ignore[assignment]
-    return norm
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, eps=1e-4)
+        self.weight = None  # type: ignore[assignment]
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and statistics_are_held():
+            return F.batch_norm(x, None, None, None, self.bias, training=True, eps=self.eps)
+        return super().forward(x)
 
 
 class _ResidualBlock(nn.Module):
     def __init__(self, width: int, dropout: float) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            _batch_norm(width),
+            _BatchNorm2d(width),
             nn.ReLU(),
             _WeightNormConv2d(width, width, 3, learn_norm=False, bias=False),
-            _batch_norm(width),
+            _BatchNorm2d(width),
             nn.ReLU(),
             nn.Dropout(dropout),
             _WeightNormConv2d(width, width, 3, learn_norm=True),
@@ -191,12 +199,12 @@ class ResNet(Conditioner):
         width = hidden * 2**level
         channels = in_channels + (context_shape[0] if context_shape is not None else 0)
         self.register_buffer("mask", None if mask is None else mask[:1].to(torch.get_default_dtype()), persistent=False)
-        self.norm_in = _batch_norm(channels)
+        self.norm_in = _BatchNorm2d(channels)
         self.conv_in = _WeightNormConv2d(2 * channels + (mask is not None), width, 3, learn_norm=False)
         self.context_in = nn.Linear(context_dim, width) if context_dim else None
         self.blocks = nn.ModuleList(_ResidualBlock(width, dropout) for _ in range(blocks))
         self.skips = nn.ModuleList(_WeightNormConv2d(width, width, 1, learn_norm=True) for _ in range(blocks + 1))
-        self.norm_out = _batch_norm(width)
+        self.norm_out = _BatchNorm2d(width)
         self.conv_out = _WeightNormConv2d(width, out_channels, 1, learn_norm=True)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:

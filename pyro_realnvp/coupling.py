@@ -14,6 +14,7 @@ import torch
 from torch import Size, Tensor, nn
 
 from .bijection import Bijection, sum_rightmost
+from .statistics import hold_statistics
 from .transformers import Transformer
 
 __all__ = ["Elementwise", "MaskedCoupling", "SplitCoupling"]
@@ -67,7 +68,8 @@ class MaskedCoupling(_Coupling):
         return torch.where(self.mask, x, y), self._sum(log_det)
 
     def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        params = _theta(self.conditioner, torch.where(self.mask, y, 0), context)
+        with hold_statistics():
+            params = _theta(self.conditioner, torch.where(self.mask, y, 0), context)
         x, log_det = self.transformer.inverse_and_log_det(y, params, -self.mask.dim())
         return torch.where(self.mask, y, x), self._sum(log_det)
 
@@ -105,13 +107,16 @@ class SplitCoupling(_Coupling):
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         dim = -len(self.event_shape)
         kept, x2 = self._split(x, dim)
-        y2, log_det = self.transformer.forward_and_log_det(x2, _theta(self.conditioner, kept, context), dim)
+        params = _theta(self.conditioner, kept, context)
+        y2, log_det = self.transformer.forward_and_log_det(x2, params, dim)
         return self._merge(kept, y2, dim), sum_rightmost(log_det, -dim)
 
     def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         dim = -len(self.event_shape)
         kept, y2 = self._split(y, dim)
-        x2, log_det = self.transformer.inverse_and_log_det(y2, _theta(self.conditioner, kept, context), dim)
+        with hold_statistics():
+            params = _theta(self.conditioner, kept, context)
+        x2, log_det = self.transformer.inverse_and_log_det(y2, params, dim)
         return self._merge(kept, x2, dim), sum_rightmost(log_det, -dim)
 
     def _split(self, x: Tensor, dim: int) -> tuple[Tensor, Tensor]:

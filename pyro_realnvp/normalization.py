@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .bijection import Bijection, statistics_are_held
+from .bijection import Bijection
+from .statistics import statistics_are_held
 
 __all__ = ["ActNorm", "BatchNorm", "recalibrate"]
 
@@ -162,7 +163,7 @@ class ActNorm(_ChannelMap):
         self._is_initialized = False  # the buffer without a host synchronisation, or a data-dependent branch
 
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        if self.training and not self._is_initialized:
+        if self.training and not self._is_initialized and not statistics_are_held():
             self.initialize(x)
         y = (x - self._per_channel(self.shift)) * self._per_channel(self.log_scale.exp())
         return y, self._log_det(x)

@@ -9,6 +9,7 @@ torch.set_num_threads(1)
 
 def pytest_addoption(parser):
     parser.addoption("--device", default="cpu", help="where the laws and the Pyro tests run: cpu, cuda")
+    parser.addoption("--data-root", default="data", help="folder with CIFAR-10, for the slow tests")
 
 
 @pytest.fixture
