@@ -173,7 +173,7 @@ def draw(flow: Flow, path: Path, device: torch.device, count: int = 3000) -> Non
     scatter(axes[0, 2], "latent space: the data, and a straight line", latent, moon)
     scatter(axes[1, 2], "the line, decoded", data, "lightgray")
     for axis, points in ((axes[0, 2], line), (axes[1, 2], flow.transforms(line))):
-        axis.plot(*points.T.cpu().numpy(), "o-", color="black", markersize=4, linewidth=1)
+        axis.plot(*points.T.cpu().numpy(), "o-", color="black", markersize=3, linewidth=1)
     for axis, title, log_p in (
         (axes[1, 0], "true density", log_density(places)),
         (axes[1, 1], "learned density", log_q),
@@ -230,4 +230,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    # The layers are so small that several threads wait for each other more than they work, above all on a busy machine.
+    torch.set_num_threads(1)
     main()
