@@ -1,4 +1,4 @@
-"""Every test is seeded, and starts with an empty parameter store."""
+"""Every test is seeded, and starts with an empty parameter store and with validation on."""
 
 import pyro
 import pytest
@@ -21,6 +21,7 @@ def device(request):
 def _fresh():
     pyro.clear_param_store()
     pyro.set_rng_seed(0)
+    pyro.enable_validation(True)  # the first torch.compile of a process switches that of torch off
     yield
     pyro.clear_param_store()
     assert torch.get_default_dtype() == torch.float32, "a test left another default dtype behind"

@@ -8,10 +8,11 @@ import pytest
 import torch
 from pyro import distributions as dist
 from torch import nn
-from zoo import ZOO, Sinh, mlp, prime, split
 
 from pyro_realnvp import MLP, BatchNorm, Bijection, Chain, nice_transforms, realnvp_transforms
 from pyro_realnvp.testing import LAWS, check_bijection, draw, randomize
+
+from zoo import ZOO, Sinh, mlp, prime, split
 
 # Lift adds nothing to these two: Pyro's networks reshape empty batches to -1, and its caches hold non-leaf tensors.
 PYROS_OWN = {("batch_shapes", "lift-pyro"), ("batch_shapes", "lift-pyro-conditional"), ("copies", "lift-pyro")}
