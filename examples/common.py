@@ -128,8 +128,8 @@ def cosine_factor(steps: int, *, warmup: int = 100) -> Callable[[int], float]:
     return factor
 
 
-def cosine_schedule(optimizer: torch.optim.Optimizer, steps: int) -> LambdaLR:
-    return LambdaLR(optimizer, cosine_factor(steps))
+def cosine_schedule(optimizer: torch.optim.Optimizer, steps: int, *, warmup: int = 100) -> LambdaLR:
+    return LambdaLR(optimizer, cosine_factor(steps, warmup=warmup))
 
 
 class BestState:

@@ -106,13 +106,13 @@ class Bijection(TransformModule, ConditionalTransform):
         return self._inverse(y) if x is None else x
 
     def _call(self, x: Tensor) -> Tensor:
-        self._check(x, self.event_shape)
+        self.check(x, self.event_shape)
         y, log_det = self.forward_and_log_det(x)
         self._remember(x, y, log_det, forward=True)
         return y
 
     def _inverse(self, y: Tensor) -> Tensor:
-        self._check(y, self.output_shape)
+        self.check(y, self.output_shape)
         x, log_det = self.inverse_and_log_det(y)
         self._remember(y, x, log_det, forward=False)
         return x
@@ -121,7 +121,7 @@ class Bijection(TransformModule, ConditionalTransform):
         """log|det dy/dx| of shape (\\*batch), for any x with y = f(x)."""
         log_det = self._memo.take_log_det(self, x, y)
         if log_det is None:
-            self._check(x, self.event_shape)
+            self.check(x, self.event_shape)
             with hold_statistics():
                 log_det = self.forward_and_log_det(x)[1]
         return log_det
@@ -157,6 +157,18 @@ class Bijection(TransformModule, ConditionalTransform):
 
     # ------------------------------------------------------------------ inside
 
+    def batch_of_context(self, context: Tensor) -> Size:
+        """The batch dimensions of a context; an error if it does not end in ``context_shape``."""
+        if self.context_shape is None:
+            return Size()
+        cut = context.dim() - len(self.context_shape)
+        if cut < 0 or context.shape[cut:] != self.context_shape:
+            raise ValueError(
+                f"{type(self).__name__} expects a context of shape {tuple(self.context_shape)}, "
+                f"but got a tensor of shape {tuple(context.shape)}."
+            )
+        return context.shape[:cut]
+
     def _batch_shape(self, shape: Sequence[int], event_shape: Size) -> Size:
         cut = len(shape) - len(event_shape)
         if cut < 0 or tuple(shape[cut:]) != tuple(event_shape):
@@ -166,7 +178,8 @@ class Bijection(TransformModule, ConditionalTransform):
             )
         return Size(shape[:cut])
 
-    def _check(self, value: Tensor, event_shape: Size) -> None:
+    def check(self, value: Tensor, event_shape: Size) -> None:
+        """Raises a ValueError if the values are no floating point events of this shape."""
         self._batch_shape(value.shape, event_shape)
         if not value.is_floating_point():
             raise ValueError(f"{type(self).__name__} needs floating point values, but got a tensor of {value.dtype}.")
@@ -233,6 +246,10 @@ class Inverse(Bijection):
     @property
     def inv(self) -> Bijection:
         return self.bijection
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.bijection._inv = weakref.ref(self)  # type: ignore[assignment]  # a copy: g.inv.inv is g there too
 
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return self.bijection.inverse_and_log_det(x, context)
@@ -311,18 +328,12 @@ class Conditioned(_Wrapper):
         ValueError: if the context does not end in the bijection's ``context_shape``.
     """
 
+    context: Tensor
+
     def __init__(self, bijection: Bijection, context: Tensor) -> None:
         super().__init__(bijection, bijection._cache_size)
-        self.context = context
-        self.context_batch = Size()
-        if bijection.context_shape is not None:
-            cut = context.dim() - len(bijection.context_shape)
-            if cut < 0 or context.shape[cut:] != bijection.context_shape:
-                raise ValueError(
-                    f"{type(bijection).__name__} expects a context of shape {tuple(bijection.context_shape)}, "
-                    f"but got a tensor of shape {tuple(context.shape)}."
-                )
-            self.context_batch = context.shape[:cut]
+        self.register_buffer("context", context, persistent=False)
+        self.context_batch = bijection.batch_of_context(context)
 
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return self.bijection.forward_and_log_det(self._expand(x, self.event_shape), self.context)
@@ -331,13 +342,15 @@ class Conditioned(_Wrapper):
         return self.bijection.inverse_and_log_det(self._expand(y, self.output_shape), self.context)
 
     def _expand(self, value: Tensor, event_shape: Size) -> Tensor:
-        batch = value.shape[: value.dim() - len(event_shape)]
-        broadcast = torch.broadcast_shapes(batch, self.context_batch)
-        return value if broadcast == batch else value.expand(broadcast + event_shape)
+        batch = self._batch_shape(value.shape, event_shape)
+        return value if batch + event_shape == value.shape else value.expand(batch + event_shape)
 
     def _batch_shape(self, shape: Sequence[int], event_shape: Size) -> Size:
-        return torch.broadcast_shapes(super()._batch_shape(shape, event_shape), self.context_batch)
-
-    def state_key(self, given: Tensor, made: Tensor) -> list[Any] | None:
-        key = super().state_key(given, made)
-        return key if key is None or self.context.is_inference() else [*key, self.context._version]
+        batch = super()._batch_shape(shape, event_shape)
+        for i, j in zip(reversed(batch), reversed(self.context_batch), strict=False):
+            if i != j and i != 1 and j != 1:
+                raise ValueError(
+                    f"Values of batch shape {tuple(batch)} and contexts of batch shape {tuple(self.context_batch)} "
+                    f"do not broadcast."
+                )
+        return torch.broadcast_shapes(batch, self.context_batch)

@@ -88,6 +88,10 @@ def realnvp_transforms(
     else:
         _refuse("realnvp_transforms", shape, couplings=couplings)
         net = partial(ResNet, hidden=64, blocks=8) if net is None else net
+        if context_shape is not None and tuple(context_shape[1:]) != tuple(shape[1:]):
+            raise ValueError(
+                f"A context map has the height and width of the image {tuple(shape)}, but got {tuple(context_shape)}."
+            )
         layers = _image_layers(
             shape, _at_least_one("scales", 2 if scales is None else scales), 0, net, context_dim, context_shape
         )

@@ -22,23 +22,30 @@ class Chain(Bijection):
     A sequence: ``len(chain)``, ``chain[i]``, ``chain[i:j]`` (again a Chain) and iteration. Torch and Pyro transforms
     among the parts are wrapped in :class:`Lift`. The parts are registered as ``"0"``, ``"1"``, ...
 
+    Args:
+        bijections: the parts.
+        event_shape: shape of one x; by default what the first part that knows its shape implies.
+        cache_size: 1 remembers the last result, 0 does not.
+
     Raises:
         ValueError: if there is no part, or one does not fit the shape that the part before it gives.
     """
 
-    def __init__(self, bijections: Iterable[Transform], *, cache_size: int = 1) -> None:
+    def __init__(
+        self, bijections: Iterable[Transform], event_shape: Sequence[int] | None = None, *, cache_size: int = 1
+    ) -> None:
         parts = list(bijections)
         if not parts:
             raise ValueError("Chain needs at least one bijection, but got none.")
-        # Elementwise parts (event shape ()) fit any shape: the first other one says what enters the chain.
-        shaped = (part.event_shape for part in parts if isinstance(part, Bijection) and part.event_shape)
-        event_shape = next(shaped, Size())
-        lifted: list[Bijection] = []
-        shape = event_shape
         for part in parts:
-            lifted.append(part if isinstance(part, Bijection) else Lift(part, shape if part.domain.event_dim else ()))
+            if not isinstance(part, Transform | ConditionalTransform):
+                raise ValueError(f"Chain needs torch or Pyro transforms, but got {type(part).__name__}.")
+        first = shape = Size(_entering(parts) if event_shape is None else event_shape)
+        lifted: list[Bijection] = []
+        for part in parts:
+            lifted.append(part if isinstance(part, Bijection) else _lift(part, shape))
             shape = lifted[-1].forward_shape(shape)
-        super().__init__(event_shape, shape, cache_size=cache_size)
+        super().__init__(first, shape, cache_size=cache_size)
         for index, bijection in enumerate(lifted):
             self.add_module(str(index), bijection)
 
@@ -81,7 +88,7 @@ class Chain(Bijection):
         return y, sum(log_dets[1:], log_dets[0])
 
     def with_cache(self, cache_size: int = 1) -> Bijection:
-        return self if cache_size == self._cache_size else Chain(self, cache_size=cache_size)
+        return self if cache_size == self._cache_size else Chain(self, self.event_shape, cache_size=cache_size)
 
     def __len__(self) -> int:
         return len(self._modules)
@@ -97,6 +104,22 @@ class Chain(Bijection):
 
     def __getitem__(self, index: int | slice) -> Bijection | Chain:
         return Chain(self.bijections[index]) if isinstance(index, slice) else self.bijections[index]
+
+
+def _entering(parts: Sequence[Transform]) -> Size:
+    """The event shape that the first part with a known one asks for, seen through those before it."""
+    for index, part in enumerate(parts):
+        if isinstance(part, Bijection) and part.event_shape:
+            shape = part.event_shape
+            for earlier in reversed(parts[:index]):
+                shape = earlier.inverse_shape(shape) if isinstance(earlier, Transform) else shape
+            return Size(shape)
+    return Size()  # elementwise parts alone fit any shape
+
+
+def _lift(part: Transform, shape: Size) -> Lift:
+    elementwise = isinstance(part, Transform) and not part.domain.event_dim and not part.codomain.event_dim
+    return Lift(part, () if elementwise else shape)
 
 
 class Lift(Bijection):

@@ -31,6 +31,10 @@ class Conditioner(nn.Module):
 
     def __init__(self, context_dim: int, context_shape: Sequence[int] | None) -> None:
         super().__init__()
+        if context_dim < 0:
+            raise ValueError(
+                f"{type(self).__name__} needs context_dim of 0 or more, but got context_dim={context_dim}."
+            )
         if context_dim and context_shape is not None:
             raise ValueError(
                 f"{type(self).__name__} takes a context vector or a context map, but got context_dim={context_dim} "
@@ -134,6 +138,11 @@ class _BatchNorm2d(nn.BatchNorm2d):
         self.weight = None  # type: ignore[assignment]
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.training and not statistics_are_held() and x.shape[0] < 2:
+            raise ValueError(
+                f"Batch normalization in training mode needs a batch of at least 2 events, but got {x.shape[0]}; "
+                f"call eval() to use the running statistics."
+            )
         if self.training and statistics_are_held():
             return F.batch_norm(x, None, None, None, self.bias, training=True, eps=self.eps)
         return super().forward(x)
@@ -221,7 +230,7 @@ class ResNet(Conditioner):
             features = torch.cat([a, -a, self.mask.to(a.dtype).expand(a.shape[0], *self.mask.shape)], 1)
         h = self.conv_in(features.relu())
         if context is not None and self.context_in is not None:
-            h = h + self.context_in(context.reshape(batch.numel(), -1))[..., None, None]
+            h = h + self.context_in(context.reshape(batch.numel(), context.shape[-1]))[..., None, None]
         total = self.skips[0](h)
         for block, skip in zip(self.blocks, self.skips[1:], strict=True):
             h = block(h)

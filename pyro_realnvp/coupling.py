@@ -20,8 +20,14 @@ from .transformers import Transformer
 __all__ = ["Elementwise", "MaskedCoupling", "SplitCoupling"]
 
 
-def _theta(conditioner: nn.Module, x: Tensor, context: Tensor | None) -> Tensor:
-    return conditioner(x) if context is None else conditioner(x, context)
+def _theta(conditioner: nn.Module, x: Tensor, context: Tensor | None, channels: int, dim: int) -> Tensor:
+    params = conditioner(x) if context is None else conditioner(x, context)
+    if params.shape[dim] != channels:  # fewer would broadcast, to a wrong log-determinant
+        raise ValueError(
+            f"A coupling needs {channels} parameters at every place, but its conditioner {type(conditioner).__name__} "
+            f"gave {params.shape[dim]}."
+        )
+    return params
 
 
 class _Coupling(Bijection):
@@ -61,15 +67,16 @@ class MaskedCoupling(_Coupling):
             )
         super().__init__(mask.shape, conditioner, transformer)
         self.register_buffer("mask", mask, persistent=False)
+        self._channels = transformer.num_parameters * mask.shape[0]
 
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        params = _theta(self.conditioner, torch.where(self.mask, x, 0), context)
+        params = _theta(self.conditioner, torch.where(self.mask, x, 0), context, self._channels, -self.mask.dim())
         y, log_det = self.transformer.forward_and_log_det(x, params, -self.mask.dim())
         return torch.where(self.mask, x, y), self._sum(log_det)
 
     def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         with hold_statistics():
-            params = _theta(self.conditioner, torch.where(self.mask, y, 0), context)
+            params = _theta(self.conditioner, torch.where(self.mask, y, 0), context, self._channels, -self.mask.dim())
         x, log_det = self.transformer.inverse_and_log_det(y, params, -self.mask.dim())
         return torch.where(self.mask, y, x), self._sum(log_det)
 
@@ -103,11 +110,12 @@ class SplitCoupling(_Coupling):
         super().__init__(event_shape, conditioner, transformer)
         self.swap = swap
         self.sizes = (channels - channels // 2, channels // 2)
+        self._channels = transformer.num_parameters * self.sizes[0 if swap else 1]
 
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         dim = -len(self.event_shape)
         kept, x2 = self._split(x, dim)
-        params = _theta(self.conditioner, kept, context)
+        params = _theta(self.conditioner, kept, context, self._channels, dim)
         y2, log_det = self.transformer.forward_and_log_det(x2, params, dim)
         return self._merge(kept, y2, dim), sum_rightmost(log_det, -dim)
 
@@ -115,7 +123,7 @@ class SplitCoupling(_Coupling):
         dim = -len(self.event_shape)
         kept, y2 = self._split(y, dim)
         with hold_statistics():
-            params = _theta(self.conditioner, kept, context)
+            params = _theta(self.conditioner, kept, context, self._channels, dim)
         x2, log_det = self.transformer.inverse_and_log_det(y2, params, dim)
         return self._merge(kept, x2, dim), sum_rightmost(log_det, -dim)
 
@@ -167,7 +175,9 @@ class Elementwise(Bijection):
 
     def _params(self, x: Tensor, context: Tensor | None) -> Tensor:
         if self.conditioner is not None:
-            return _theta(self.conditioner, x.narrow(-len(self.event_shape), 0, 0), context)
+            dim = -len(self.event_shape)
+            channels = self.transformer.num_parameters * self.event_shape[0]
+            return _theta(self.conditioner, x.narrow(dim, 0, 0), context, channels, dim)
         if context is not None:
             raise ValueError(
                 f"Elementwise was built without a context, but got one of shape {tuple(context.shape)}; "

@@ -48,7 +48,9 @@ class Logit(Bijection):
         return y, self._log_det(y)
 
     def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        x = (y.sigmoid() - self.alpha) / (1 - 2 * self.alpha)
+        margin = self.alpha / (1 - 2 * self.alpha)
+        # Clamped, since rounding can leave the domain.
+        x = ((y.sigmoid() - self.alpha) / (1 - 2 * self.alpha)).clamp(-margin, 1 + margin)
         return x, -self._log_det(y)
 
     def _log_det(self, y: Tensor) -> Tensor:
@@ -109,9 +111,9 @@ class Dequantized(dist.TorchDistribution):
         """A lower bound, in expectation, on the log-probability of integer images (\\*batch, \\*event_shape)."""
         if self._validate_args:
             self._check(value)
-        dtype = torch.get_default_dtype() if not value.is_floating_point() else value.dtype
-        k = value.to(dtype)
-        draws = k.expand(self.num_samples, *k.shape) if self.num_samples > 1 else k
+        k = value.to(_dtype_of(self.density))
+        batch = torch.broadcast_shapes(k.shape[: k.dim() - len(self.event_shape)], self.batch_shape)
+        draws = k.expand(self.num_samples, *batch, *self.event_shape) if self.num_samples > 1 else k
         x = (draws + torch.rand_like(draws)) / self.levels
         log_prob: Tensor = self.density.log_prob(x)
         if self.num_samples > 1:
@@ -130,11 +132,20 @@ class Dequantized(dist.TorchDistribution):
             raise ValueError(
                 f"Dequantized expects images of shape {tuple(self.event_shape)}, but got a tensor of shape {shape}."
             )
-        bad = (value < 0) | (value > self.levels - 1) | (value != value.floor())
+        number = value.double()
+        bad = ~((number >= 0) & (number <= self.levels - 1) & (number == number.floor()))
         if bad.any():
-            raise ValueError(
-                f"Dequantized expects integers from 0 to {self.levels - 1}, but got {value[bad].flatten()[0].item()}."
-            )
+            culprit = number[bad].flatten()[0].item()
+            raise ValueError(f"Dequantized expects integers from 0 to {self.levels - 1}, but got {culprit:g}.")
+
+
+def _dtype_of(density: Distribution) -> torch.dtype:
+    """The dtype of the density's own parameters: that in which pixels and noise are to be computed."""
+    while hasattr(density, "base_dist"):
+        density = density.base_dist
+    parameters = (getattr(density, name, None) for name in density.arg_constraints)
+    found = (value.dtype for value in parameters if isinstance(value, Tensor) and value.is_floating_point())
+    return next(found, torch.get_default_dtype())
 
 
 class BitsPerDim(NamedTuple):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from pyro import distributions as dist
 from torch import Size, Tensor, nn
-from torch.distributions import Distribution, Transform
+from torch.distributions import Distribution, Transform, constraints
 
+from .bijection import Bijection
 from .chain import Chain
 from .normalization import ActNorm
 
@@ -76,22 +78,52 @@ class Flow(nn.Module):
                 f"but got {type(base).__name__}."
             )
         self.base = base
-        self.transforms = Chain(transforms)
-        self.event_shape = self.transforms.forward_shape(base.event_shape)  # type: ignore[arg-type]
+        self.transforms = Chain(transforms, base.event_shape)  # type: ignore[arg-type]
+        self.event_shape = self.transforms.output_shape
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """log p(x | context) in nats, of shape (\\*batch), for x (\\*batch, \\*event_shape)."""
+        """log p(x | context) in nats, of shape (\\*batch), for x (\\*batch, \\*event_shape).
+
+        Raises:
+            ValueError: if x or the context has the wrong shape or type, and, with validation on, outside of compiled
+                code, if x lies outside the support: NaN, infinite, or not in the unit cube, say.
+        """
+        transforms = self._given(context)
+        transforms.check(x, self.event_shape)
         if Distribution._validate_args and not torch.compiler.is_compiling():
-            return self.distribution(context).log_prob(x)
-        # What follows is the same without its checks, in one pass and without a data-dependent branch.
-        transforms = self.transforms if context is None else self.transforms.condition(context)
+            self._refuse_outside_support(x)
+        # In one pass, so that it compiles as one graph; the same as distribution(context).log_prob(x).
         z, log_det = transforms.inverse_and_log_det(x)
         return self.base(context).log_prob(z) + log_det
 
+    def _given(self, context: Tensor | None) -> Bijection:
+        return self.transforms if context is None else self.transforms.condition(context)
+
+    def _refuse_outside_support(self, x: Tensor) -> None:
+        constraint = self.transforms.codomain
+        while isinstance(constraint, constraints.independent):
+            constraint = constraint.base_constraint  # elementwise, which works for an empty batch too
+        inside = constraint.check(x)
+        if not inside.all():
+            raise ValueError(
+                f"Flow has no density outside of its support {constraint}, but got {x[~inside].flatten()[0].item()}."
+            )
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As of any Module, except that a state of another architecture changes nothing before the error."""
+        own = self.state_dict()
+        fits = own.keys() == state_dict.keys() and all(own[key].shape == state_dict[key].shape for key in own)
+        before = None if fits else {key: value.clone() for key, value in own.items()}
+        try:
+            return super().load_state_dict(state_dict, strict=strict, assign=assign)
+        except RuntimeError:
+            if before is not None:
+                super().load_state_dict(before)
+            raise
+
     def distribution(self, context: Tensor | None = None) -> dist.TransformedDistribution:
         """The Pyro distribution of x, of event shape ``event_shape``, with the batch shape of the context."""
-        transforms = self.transforms if context is None else self.transforms.condition(context)
-        return dist.TransformedDistribution(self.base(context), [transforms])
+        return dist.TransformedDistribution(self.base(context), [self._given(context)])
 
     @torch.no_grad()
     def sample(
@@ -120,12 +152,14 @@ class Flow(nn.Module):
     @torch.no_grad()
     def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
         """Initialises every ActNorm that is not yet so, from a batch of data, in whatever mode the flow is."""
+        transforms = self._given(context)
+        transforms.check(x, self.event_shape)
         norms = [module for module in self.modules() if isinstance(module, ActNorm)]
         modes = [norm.training for norm in norms]
         try:
             for norm in norms:
                 norm.train()
-            self.transforms.inverse_and_log_det(x, context)
+            transforms.inverse_and_log_det(x)
         finally:
             for norm, mode in zip(norms, modes, strict=True):
                 norm.train(mode)

@@ -13,7 +13,7 @@ from image_data import load_images
 
 @pytest.mark.slow
 def test_float32_round_trip_after_training(request: pytest.FixtureRequest, device: torch.device) -> None:
-    """RealNVP on 3 x 32 x 32, 2 scales, 32 maps, 4 blocks, after 200 steps on CIFAR-10: at most 1e-4 of a unit pixel."""
+    """RealNVP with 2 scales, 32 maps, 4 blocks, after 200 steps on CIFAR-10: at most 1e-4 on the unit scale."""
     root = Path(request.config.getoption("--data-root"))
     if not (root / "cifar-10-batches-py").is_dir():
         pytest.skip(f"CIFAR-10 is not in --data-root {root}")
