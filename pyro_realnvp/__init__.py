@@ -1,15 +1,19 @@
 """RealNVP and its family as Pyro transforms: densities, priors and guides."""
 
+from .attention import GatedAttention
 from .bijection import Bijection, Conditioned, Inverse
 from .builders import nice_transforms, realnvp_transforms
 from .chain import Chain, Lift
 from .conditioners import MLP, ResNet
+from .convnet import ConvNet
 from .coupling import Elementwise, MaskedCoupling, SplitCoupling
 from .dequantization import Dequantized, Logit, bits_per_dim
 from .flows import Flow, StandardLogistic, StandardNormal
-from .linear import Permute, Scale
+from .glow import glow_transforms
+from .linear import InvertibleConv1x1, Permute, Scale
 from .masks import alternating, channelwise, checkerboard
-from .multiscale import FactorOut, Squeeze, Squeezed
+from .mixture import MixtureLogistic
+from .multiscale import Columns, FactorOut, Parallel, Squeeze, Squeezed
 from .normalization import ActNorm, BatchNorm, recalibrate
 from .transformers import Additive, Affine, SigmoidScale, SoftClipScale, SoftplusScale, TanhScale
 
@@ -23,15 +27,21 @@ __all__ = [
     "BatchNorm",
     "Bijection",
     "Chain",
+    "Columns",
     "Conditioned",
+    "ConvNet",
     "Dequantized",
     "Elementwise",
     "FactorOut",
     "Flow",
+    "GatedAttention",
     "Inverse",
+    "InvertibleConv1x1",
     "Lift",
     "Logit",
     "MaskedCoupling",
+    "MixtureLogistic",
+    "Parallel",
     "Permute",
     "ResNet",
     "Scale",
@@ -48,6 +58,7 @@ __all__ = [
     "bits_per_dim",
     "channelwise",
     "checkerboard",
+    "glow_transforms",
     "nice_transforms",
     "realnvp_transforms",
     "recalibrate",

@@ -75,25 +75,22 @@ def realnvp_transforms(
     Raises:
         ValueError: if an argument does not apply to events of this shape, or the shape cannot be squeezed.
     """
-    shape = _event_shape("realnvp_transforms", event_shape)
+    shape = shape_of_event("realnvp_transforms", event_shape)
     if len(shape) == 1:
-        _refuse("realnvp_transforms", shape, scales=scales)
+        refuse("realnvp_transforms", shape, scales=scales)
         layers = _vector_layers(
             shape,
-            _at_least_one("couplings", 8 if couplings is None else couplings),
+            at_least_one("couplings", 8 if couplings is None else couplings),
             partial(MLP if net is None else net, context_dim=context_dim, context_shape=context_shape),
             Affine,
             conditional=bool(context_dim or context_shape),
         )
     else:
-        _refuse("realnvp_transforms", shape, couplings=couplings)
+        refuse("realnvp_transforms", shape, couplings=couplings)
         net = partial(ResNet, hidden=64, blocks=8) if net is None else net
-        if context_shape is not None and tuple(context_shape[1:]) != tuple(shape[1:]):
-            raise ValueError(
-                f"A context map has the height and width of the image {tuple(shape)}, but got {tuple(context_shape)}."
-            )
+        shape_of_map(shape, context_shape)
         layers = _image_layers(
-            shape, _at_least_one("scales", 2 if scales is None else scales), 0, net, context_dim, context_shape
+            shape, at_least_one("scales", 2 if scales is None else scales), 0, net, context_dim, context_shape
         )
     return [layer.inv for layer in reversed(layers)]
 
@@ -121,13 +118,13 @@ def nice_transforms(
     Returns:
         Bijections latent -> data.
     """
-    shape = _event_shape("nice_transforms", event_shape)
+    shape = shape_of_event("nice_transforms", event_shape)
     flat = Size((shape.numel(),))
     if net is None:
         net = MLP if len(shape) == 1 else partial(MLP, hidden=(1000,) * 5, activation=nn.ReLU)
     layers = _vector_layers(
         flat,
-        _at_least_one("couplings", couplings),
+        at_least_one("couplings", couplings),
         partial(net, context_dim=context_dim, context_shape=context_shape),
         Additive,
         conditional=bool(context_dim or context_shape),
@@ -170,8 +167,8 @@ def _image_layers(
     if level == scales - 1:
         return layers
 
-    context_shape = None if context_shape is None else _quartered(Size(context_shape))
-    squeezed = _quartered(shape)
+    context_shape = None if context_shape is None else quartered(Size(context_shape))
+    squeezed = quartered(shape)
     inner: list[Bijection] = []
     for index in range(3):
         swap = index % 2 == 1
@@ -192,28 +189,36 @@ def _affine(conditioner: nn.Module, *, initial: float) -> Transformer:
     return Affine(TanhScale(1.0 if getattr(conditioner, "starts_at_zero", True) else initial))
 
 
-def _quartered(shape: Size) -> Size:
+def quartered(shape: Size) -> Size:
     channels, height, width = shape
     if height % 2 or width % 2:
         raise ValueError(f"Squeeze needs even height and width, but got event shape {tuple(shape)}.")
     return Size((4 * channels, height // 2, width // 2))
 
 
-def _event_shape(name: str, event_shape: int | Sequence[int]) -> Size:
+def shape_of_event(name: str, event_shape: int | Sequence[int]) -> Size:
     shape = Size((event_shape,)) if isinstance(event_shape, int) else Size(event_shape)
     if len(shape) not in (1, 3) or min(shape) < 1:
         raise ValueError(f"{name} needs an event shape D, (D,) or (C, H, W), but got {event_shape}.")
     return shape
 
 
-def _refuse(name: str, shape: Size, **arguments: int | None) -> None:
+def shape_of_map(shape: Size, context_shape: Sequence[int] | None) -> None:
+    """An error if a context map does not lie over the image."""
+    if context_shape is not None and (len(context_shape) != 3 or tuple(context_shape[1:]) != tuple(shape[1:])):
+        raise ValueError(
+            f"A context map has the height and width of the image {tuple(shape)}, but got {tuple(context_shape)}."
+        )
+
+
+def refuse(name: str, shape: Size, **arguments: int | None) -> None:
     for argument, value in arguments.items():
         if value is not None:
             kind = "vectors" if len(shape) == 1 else "images"
             raise ValueError(f"{name} of {kind} takes no {argument}, but got {argument}={value} for {tuple(shape)}.")
 
 
-def _at_least_one(argument: str, value: int) -> int:
+def at_least_one(argument: str, value: int) -> int:
     if value < 1:
         raise ValueError(f"{argument} must be at least 1, but got {value}.")
     return value

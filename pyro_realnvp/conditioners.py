@@ -60,6 +60,22 @@ class Conditioner(nn.Module):
             raise ValueError(f"{name} needs a context of shape {tuple(shape)}, but got {tuple(context.shape)}.")
         return context if context.shape[: -len(shape)] == batch else context.expand(batch + shape)
 
+    def flattened(
+        self, x: Tensor, context: Tensor | None, *, concatenate: bool = True
+    ) -> tuple[Tensor, Tensor | None, Size]:
+        """Images (\\*batch, C, H, W) with one batch dimension, the context too, and the batch they had.
+
+        A context map is concatenated to the images, unless it is not to be.
+        """
+        batch = x.shape[:-3]
+        context = self.expanded(context, batch)
+        x = x.reshape(batch.numel(), *x.shape[-3:])
+        if context is not None and self.context_shape is not None:
+            context = context.reshape(batch.numel(), *self.context_shape)
+            if concatenate and context.dim() == 4:
+                return torch.cat([x, context], 1), None, batch
+        return x, context, batch
+
 
 class MLP(Conditioner):
     """A multilayer perceptron on vectors, whose last layer starts at zero, so that a flow starts as the identity.
@@ -217,11 +233,7 @@ class ResNet(Conditioner):
         self.conv_out = _WeightNormConv2d(width, out_channels, 1, learn_norm=True)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        batch = x.shape[:-3]
-        context = self.expanded(context, batch)
-        x = x.reshape(batch.numel(), *x.shape[-3:])
-        if context is not None and self.context_in is None:
-            x = torch.cat([x, context.reshape(batch.numel(), *context.shape[-3:])], 1)
+        x, context, batch = self.flattened(x, context)
         a = self.norm_in(x)
         if self.mask is None:
             features = torch.cat([a, -a], 1)
@@ -230,7 +242,7 @@ class ResNet(Conditioner):
             features = torch.cat([a, -a, self.mask.to(a.dtype).expand(a.shape[0], *self.mask.shape)], 1)
         h = self.conv_in(features.relu())
         if context is not None and self.context_in is not None:
-            h = h + self.context_in(context.reshape(batch.numel(), context.shape[-1]))[..., None, None]
+            h = h + self.context_in(context)[..., None, None]
         total = self.skips[0](h)
         for block, skip in zip(self.blocks, self.skips[1:], strict=True):
             h = block(h)

@@ -146,8 +146,8 @@ class Elementwise(Bijection):
     Args:
         event_shape: (C, H, W) or (D,).
         transformer: g, with P parameters per element.
-        conditioner: theta, maps an empty x (\\*batch, 0, ...) and a context to (\\*batch, P C, ...); without it theta
-            is a learned tensor that starts at zero.
+        conditioner: theta, maps an empty x (\\*batch, 0, ...) and a context, if it takes one, to (\\*batch, P C, ...);
+            without a conditioner theta is a learned tensor that starts at zero.
     """
 
     def __init__(

@@ -12,7 +12,7 @@ from torch.distributions import Distribution, Transform, constraints
 
 from .bijection import Bijection
 from .chain import Chain
-from .normalization import ActNorm
+from .channel_norm import ChannelNorm
 
 __all__ = ["Flow", "StandardLogistic", "StandardNormal"]
 
@@ -151,10 +151,10 @@ class Flow(nn.Module):
 
     @torch.no_grad()
     def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
-        """Initialises every ActNorm that is not yet so, from a batch of data, in whatever mode the flow is."""
+        """Initialises every ActNorm, in networks too, that is not yet so, from a batch of data; in any mode."""
         transforms = self._given(context)
         transforms.check(x, self.event_shape)
-        norms = [module for module in self.modules() if isinstance(module, ActNorm)]
+        norms = [module for module in self.modules() if isinstance(module, ChannelNorm)]
         modes = [norm.training for norm in norms]
         try:
             for norm in norms:

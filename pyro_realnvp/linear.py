@@ -1,4 +1,4 @@
-"""Linear bijections: Scale (NICE) and Permute."""
+"""Linear bijections: Scale (NICE), Permute, and the invertible 1x1 convolution (Glow)."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .bijection import Bijection
+from .normalization import ActNorm
 
-__all__ = ["Permute", "Scale"]
+__all__ = ["InvertibleConv1x1", "Permute", "Scale"]
 
 
 class Scale(Bijection):
@@ -70,3 +72,96 @@ class Permute(Bijection):
     def _load_from_state_dict(self, *args: object) -> None:
         super()._load_from_state_dict(*args)
         self.inverse_permutation.copy_(self.permutation.argsort())
+
+
+class _Plain(nn.Module):
+    """W itself; starts as a random rotation."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(nn.init.orthogonal_(torch.empty(channels, channels)))
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        # In double precision: the determinant of a few hundred channels spans more than float32 keeps.
+        return self.weight, torch.linalg.slogdet(self.weight.double()).logabsdet.to(self.weight.dtype)
+
+
+class _Factorized(nn.Module):
+    """W = P L (U + diag(sign exp(log_s))), with P and the signs fixed. Kingma & Dhariwal (2018), equation 11."""
+
+    permutation: Tensor
+    sign: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        rotation = nn.init.orthogonal_(torch.empty(channels, channels, device="cpu"))
+        p, lower, upper = torch.linalg.lu(rotation)
+        device = torch.get_default_device()
+        self.lower = nn.Parameter(lower.to(device))
+        self.upper = nn.Parameter(upper.to(device))
+        self.log_s = nn.Parameter(upper.diagonal().abs().log().to(device))
+        self.register_buffer("permutation", p.to(device))
+        self.register_buffer("sign", upper.diagonal().sign().to(device))
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        lower = self.lower.tril(-1) + torch.eye(len(self.sign), dtype=self.lower.dtype, device=self.lower.device)
+        upper = self.upper.triu(1) + torch.diag(self.sign * self.log_s.exp())
+        return self.permutation @ lower @ upper, self.log_s.sum()
+
+
+class InvertibleConv1x1(Bijection):
+    """A learned linear map of the channels at every place. Kingma & Dhariwal (2018), section 3.2.
+
+        y_ij = W x_ij,   log|det dy/dx| = H W log|det W|
+
+    With an ActNorm in front, W (x - shift) exp(log_scale) is computed as one convolution.
+
+    Args:
+        event_shape: (C, H, W) or (D,).
+        norm: an :class:`ActNorm` of the same events that comes first and becomes part of this layer.
+        plu: the factorized form of equation 11, whose determinant is a sum, instead of W itself.
+
+    Raises:
+        ValueError: when inverting, if W is singular.
+    """
+
+    def __init__(self, event_shape: Sequence[int], *, norm: ActNorm | None = None, plu: bool = False) -> None:
+        super().__init__(event_shape)
+        if norm is not None and (norm.event_shape != self.event_shape or norm.shift.dim() > 1):
+            raise ValueError(f"InvertibleConv1x1 of {tuple(event_shape)} cannot take in {norm!r}.")
+        self.norm = norm
+        self.matrix = (_Factorized if plu else _Plain)(event_shape[0])
+
+    def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        if self.norm is not None:
+            self.norm.initialize_once(x)
+        weight, log_det = self.matrix()
+        bias = None
+        if self.norm is not None:
+            weight = weight * self.norm.log_scale.exp()
+            bias = -(weight @ self.norm.shift)
+            log_det = log_det + self.norm.log_scale.sum()
+        return self._apply_matrix(x, weight, bias), self._expand(x, log_det)
+
+    def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        weight, log_det = self.matrix()
+        inverse, info = torch.linalg.inv_ex(weight.double())
+        if not torch.compiler.is_compiling() and bool(info):
+            raise ValueError(f"InvertibleConv1x1 has a singular matrix W of {weight.shape[0]} channels.")
+        inverse = inverse.to(weight.dtype)
+        bias = None
+        if self.norm is not None:
+            inverse = (-self.norm.log_scale).exp()[:, None] * inverse
+            bias = self.norm.shift
+            log_det = log_det + self.norm.log_scale.sum()
+        return self._apply_matrix(y, inverse, bias), -self._expand(y, log_det)
+
+    def _apply_matrix(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if len(self.event_shape) == 1:
+            return F.linear(x, weight, bias)
+        batch = x.shape[:-3]
+        y = F.conv2d(x.reshape(batch.numel(), *self.event_shape), weight[:, :, None, None], bias)
+        return y.reshape(x.shape)
+
+    def _expand(self, x: Tensor, log_det: Tensor) -> Tensor:
+        return (log_det * self.event_shape[1:].numel()).expand(x.shape[: x.dim() - len(self.event_shape)])

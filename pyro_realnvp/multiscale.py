@@ -13,7 +13,7 @@ from torch import Size, Tensor
 
 from .bijection import Bijection
 
-__all__ = ["FactorOut", "Squeeze", "Squeezed"]
+__all__ = ["Columns", "FactorOut", "Parallel", "Squeeze", "Squeezed"]
 
 
 def _squeezed_shape(name: str, event_shape: Sequence[int]) -> Size:
@@ -151,6 +151,66 @@ class FactorOut(Bijection):
         y1, y2 = y.chunk(2, -3)
         x1, log_det = self.bijection.inverse_and_log_det(y1, context)
         return torch.cat([x1, y2], -3), log_det
+
+
+class Columns(Bijection):
+    """Puts the odd columns of an image behind the even ones, as further channels; log|det dy/dx| = 0.
+
+    What the released code of Flow++ splits by, under the name of a checkerboard.
+
+    Args:
+        event_shape: (C, H, W); y has the shape (2 C, H, W/2).
+
+    Raises:
+        ValueError: if the width is odd.
+    """
+
+    def __init__(self, event_shape: Sequence[int]) -> None:
+        if len(event_shape) != 3 or event_shape[2] % 2 or not event_shape[2]:
+            raise ValueError(f"Columns needs an image of even width, but got event shape {tuple(event_shape)}.")
+        channels, height, width = event_shape
+        super().__init__(event_shape, (2 * channels, height, width // 2))
+
+    def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return torch.cat([x[..., 0::2], x[..., 1::2]], -3), x.new_zeros(x.shape[:-3])
+
+    def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        even, odd = y.chunk(2, -3)
+        return torch.stack([even, odd], -1).flatten(-2), y.new_zeros(y.shape[:-3])
+
+
+class Parallel(Bijection):
+    """One bijection for each half of the channels: y1 = f(x1), y2 = g(x2).
+
+    Args:
+        first, second: f and g, of events (C/2, H, W).
+    """
+
+    def __init__(self, first: Bijection, second: Bijection) -> None:
+        channels, height, width = _image_shape("Parallel", first)
+        if second.event_shape != first.event_shape or second.output_shape != first.event_shape:
+            raise ValueError(
+                f"Parallel needs two bijections of the same events, but got {tuple(first.event_shape)} and "
+                f"{tuple(second.event_shape)}."
+            )
+        super().__init__((2 * channels, height, width))
+        self.first, self.second = first, second
+
+    @property
+    def context_shape(self) -> Size | None:
+        return self.second.context_shape if self.first.context_shape is None else self.first.context_shape
+
+    def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        x1, x2 = x.chunk(2, -3)
+        y1, log_det1 = self.first.forward_and_log_det(x1, context)
+        y2, log_det2 = self.second.forward_and_log_det(x2, context)
+        return torch.cat([y1, y2], -3), log_det1 + log_det2
+
+    def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        y1, y2 = y.chunk(2, -3)
+        x1, log_det1 = self.first.inverse_and_log_det(y1, context)
+        x2, log_det2 = self.second.inverse_and_log_det(y2, context)
+        return torch.cat([x1, x2], -3), log_det1 + log_det2
 
 
 def _image_shape(name: str, bijection: Bijection) -> Size:

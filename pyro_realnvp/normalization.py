@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .bijection import Bijection
+from .channel_norm import ChannelNorm
 from .statistics import statistics_are_held
 
 __all__ = ["ActNorm", "BatchNorm", "recalibrate"]
@@ -151,51 +152,51 @@ class ActNorm(_ChannelMap):
 
     Args:
         event_shape: (C, H, W) or (D,).
+        per_position: numbers of their own for every element of the event, as in Flow++ (Ho et al., 2019).
     """
 
-    initialized: Tensor
-
-    def __init__(self, event_shape: Sequence[int]) -> None:
+    def __init__(self, event_shape: Sequence[int], *, per_position: bool = False) -> None:
         super().__init__(event_shape)
-        self.shift = nn.Parameter(torch.zeros(event_shape[0]))
-        self.log_scale = nn.Parameter(torch.zeros(event_shape[0]))
-        self.register_buffer("initialized", torch.tensor(False))
-        self._is_initialized = False  # the buffer without a host synchronisation, or a data-dependent branch
+        self.norm = ChannelNorm(*(event_shape if per_position else event_shape[:1]))
+
+    @property
+    def shift(self) -> Tensor:
+        return self.norm.shift
+
+    @property
+    def log_scale(self) -> Tensor:
+        return self.norm.log_scale
+
+    @property
+    def initialized(self) -> Tensor:
+        return self.norm.initialized
 
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        if self.training and not self._is_initialized and not statistics_are_held():
-            self.initialize(x)
-        y = (x - self._per_channel(self.shift)) * self._per_channel(self.log_scale.exp())
+        self.initialize_once(x)
+        y = (x - self._per_element(self.shift)) * self._per_element(self.log_scale.exp())
         return y, self._log_det(x)
 
     def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        x = y * self._per_channel((-self.log_scale).exp()) + self._per_channel(self.shift)
+        x = y * self._per_element((-self.log_scale).exp()) + self._per_element(self.shift)
         return x, -self._log_det(y)
 
-    @torch.no_grad()
+    def initialize_once(self, x: Tensor) -> None:
+        """In training mode, unless statistics are held: initialises from x if that has not happened."""
+        self.norm.initialize_once(self._flat(x))
+
     def initialize(self, x: Tensor) -> None:
         """Sets shift and log_scale from a batch x (\\*batch, \\*event_shape), at least one event, finite.
 
         A constant channel gets the scale 1 / 1e-6.
         """
-        x = self._flat(x.detach())
-        if x.shape[0] < 1:
-            raise ValueError("ActNorm needs a batch of at least 1 event to initialise, but got an empty one.")
-        var, mean = torch.var_mean(x, self._over(), correction=0)
-        self._refuse_non_finite(var)
-        self.shift.copy_(mean)
-        self.log_scale.copy_(-(var.sqrt() + 1e-6).log())
-        self.initialized.fill_(True)
-        self._is_initialized = True
+        self.norm.initialize(self._flat(x))
+
+    def _per_element(self, value: Tensor) -> Tensor:
+        return value if value.shape == self.event_shape else self._per_channel(value)
 
     def _log_det(self, x: Tensor) -> Tensor:
-        log_det = self.log_scale.sum() * self.event_shape[1:].numel()
+        log_det = self.log_scale.sum() * (self.event_shape.numel() // self.log_scale.numel())
         return log_det.expand(x.shape[: x.dim() - len(self.event_shape)])
-
-    def _load_from_state_dict(self, *args: Any) -> None:
-        super()._load_from_state_dict(*args)
-        if not self.initialized.is_meta:
-            self._is_initialized = bool(self.initialized)
 
 
 @torch.no_grad()

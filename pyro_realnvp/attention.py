@@ -1,0 +1,170 @@
+"""The network of Flow++: gated convolutions and gated self-attention."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Size, Tensor, nn
+from torch.nn import functional as F
+
+from .conditioners import Conditioner
+
+__all__ = ["GatedAttention", "GatedConvs"]
+
+
+def _concat_elu(x: Tensor) -> Tensor:
+    return F.elu(torch.cat([x, -x], 1))
+
+
+def _scaled(conv: nn.Conv2d, scale: float = 1.0) -> nn.Conv2d:
+    """Unit gain times ``scale``, with zero bias; the released code takes the gain from the first batch instead."""
+    nn.init.kaiming_normal_(conv.weight, nonlinearity="linear")
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
+    with torch.no_grad():
+        conv.weight.mul_(scale)
+    return conv
+
+
+class _GatedConv(nn.Module):
+    """x + a sigmoid(b), [a, b] = conv(drop(cELU(conv3x3(cELU(x)) + conv1x1(cELU(context)))))."""
+
+    def __init__(self, width: int, context: int, dropout: float, size: int = 1) -> None:
+        super().__init__()
+        self.conv1 = _scaled(nn.Conv2d(2 * width, width, 3, padding=1))
+        self.context = _scaled(nn.Conv2d(2 * context, width, 1)) if context else None
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = _scaled(nn.Conv2d(2 * width, 2 * width, size, padding=size // 2), 0.1)
+
+    def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
+        h = self.conv1(_concat_elu(x))
+        if self.context is not None and context is not None:
+            h = h + self.context(_concat_elu(context))
+        a, b = self.conv2(self.dropout(_concat_elu(h))).chunk(2, 1)
+        return x + a * b.sigmoid()
+
+
+class _GatedSelfAttention(nn.Module):
+    """x + a sigmoid(b), [a, b] = linear(drop(attention(x + position))), over all places of the image."""
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query_key_value = _scaled(nn.Conv2d(width, 3 * width, 1))
+        self.dropout = nn.Dropout(dropout)
+        self.out = _scaled(nn.Conv2d(width, 2 * width, 1), 0.1)
+
+    def forward(self, x: Tensor, position: Tensor) -> Tensor:
+        qkv = self.query_key_value(x + position)
+        # (batch, 3, heads, width/heads, places) -> three of (batch, heads, places, width/heads)
+        query, key, value = qkv.reshape(x.shape[0], 3, self.heads, -1, x.shape[2] * x.shape[3]).mT.unbind(1)
+        h = F.scaled_dot_product_attention(query, key, value).mT.reshape(x.shape)
+        a, b = self.out(self.dropout(h)).chunk(2, 1)
+        return x + a * b.sigmoid()
+
+
+class _LayerNorm(nn.LayerNorm):
+    """Over the channels, at every place."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+
+
+class _Block(nn.Module):
+    def __init__(self, width: int, heads: int, context: int, dropout: float) -> None:
+        super().__init__()
+        self.conv = _GatedConv(width, context, dropout)
+        self.norm1 = _LayerNorm(width)
+        self.attention = _GatedSelfAttention(width, heads, dropout)
+        self.norm2 = _LayerNorm(width)
+
+    def forward(self, x: Tensor, position: Tensor, context: Tensor | None) -> Tensor:
+        x = self.norm1(self.conv(x, context))
+        return self.norm2(self.attention(x, position))
+
+
+class GatedAttention(Conditioner):
+    """The network of Flow++: blocks of gated convolution and gated self-attention. Ho et al. (2019), section 4.3.
+
+        h = conv3x3(x);  per block: h = LN(gated_conv(h, context)), h = LN(gated_attention(h + position));
+        output = conv3x3(h)
+
+    with concatenated ELU, layer norm over the channels, and a learned position of every place.
+
+    Args:
+        in_channels, out_channels: of the images that come in and go out.
+        hidden: feature maps.
+        blocks: number of blocks.
+        heads: number of attention heads, which divides ``hidden``.
+        dropout: inside the gates, in training mode.
+        size: (height, width) of the images; taken from ``mask`` where there is one.
+        context_dim, context_shape: of the context, given to every gated convolution; a map has the size of the image.
+        level: taken and ignored.
+
+    Shapes: (\\*batch, in_channels, H, W) and a context to (\\*batch, out_channels, H, W).
+
+    Raises:
+        ValueError: if the heads do not divide the feature maps, or the size is not known.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        hidden: int = 96,
+        blocks: int = 10,
+        heads: int = 4,
+        dropout: float = 0.2,
+        size: Sequence[int] | None = None,
+        context_dim: int = 0,
+        context_shape: Sequence[int] | None = None,
+        mask: Tensor | None = None,
+        level: int = 0,
+    ) -> None:
+        super().__init__(context_dim, context_shape)
+        if heads < 1 or hidden % heads:
+            raise ValueError(f"GatedAttention needs heads that divide hidden={hidden}, but got heads={heads}.")
+        if size is None and mask is not None:
+            size = mask.shape[-2:]
+        if size is None:
+            raise ValueError("GatedAttention learns a position for every place and needs size=(height, width).")
+        context = 0 if self.context_shape is None else self.context_shape[0]
+        self.size = Size(size)
+        self.conv_in = _scaled(nn.Conv2d(in_channels, hidden, 3, padding=1))
+        self.position = nn.Parameter(0.01 * torch.randn(hidden, *size))
+        self.blocks = nn.ModuleList(_Block(hidden, heads, context, dropout) for _ in range(blocks))
+        self.conv_out = _scaled(nn.Conv2d(hidden, out_channels, 3, padding=1), 0.1)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        if x.shape[-2:] != self.size:
+            raise ValueError(
+                f"GatedAttention was built for images of size {tuple(self.size)}, but got a tensor of {tuple(x.shape)}."
+            )
+        x, context, batch = self.flattened(x, context, concatenate=False)
+        if context is not None and context.dim() == 2:
+            context = context[..., None, None].expand(*context.shape, *self.size)
+        h = self.conv_in(x)
+        for block in self.blocks:
+            h = block(h, self.position, context)
+        out = self.conv_out(h)
+        return out.reshape(*batch, *out.shape[1:])
+
+
+class GatedConvs(nn.Module):
+    """What prepares the context of Flow++'s dequantization: conv3x3, then gated convolutions. Ho et al. (2019), 4.1.
+
+    Shapes: (batch, in_channels, H, W) to (batch, hidden, H, W).
+    """
+
+    def __init__(self, in_channels: int, *, hidden: int = 32, blocks: int = 3, dropout: float = 0.2) -> None:
+        super().__init__()
+        self.conv_in = _scaled(nn.Conv2d(in_channels, hidden, 3, padding=1))
+        self.blocks = nn.ModuleList(_GatedConv(hidden, 0, dropout, size=3) for _ in range(blocks))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv_in(x)
+        for block in self.blocks:
+            h = block(h, None)
+        return h

@@ -1,0 +1,119 @@
+"""The network of Glow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .channel_norm import ChannelNorm
+from .conditioners import Conditioner
+
+__all__ = ["ConvNet", "ZeroConv"]
+
+
+class _EdgeConv2d(nn.Module):
+    """A 3x3 convolution that sees where the image ends: one more input channel is 1 on the padding, 0 elsewhere.
+
+    That channel does not depend on the image, so its part is one map that is added, and no wider image is made.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, std: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(std * torch.randn(out_channels, in_channels + 1, 3, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        border = F.pad(x.new_zeros(1, 1, *x.shape[-2:]), (1, 1, 1, 1), value=1.0)
+        edge = F.conv2d(border, self.weight[:, -1:])
+        if x.shape[1] == 0:  # only the edge to see
+            return edge.expand(x.shape[0], *edge.shape[1:])
+        return F.conv2d(x, self.weight[:, :-1], padding=1) + edge
+
+
+class ZeroConv(Conditioner):
+    """One 3x3 convolution that starts at zero: (conv3x3(x) + bias) exp(3 gain). The released code of Glow.
+
+    It is the network of the learned priors: that of a half given the other, or, with no input channels, that of the top
+    level given the context alone. A context map is concatenated to the input, a context vector added by a linear map.
+
+    Shapes: (\\*batch, in_channels, H, W) and a context to (\\*batch, out_channels, H, W).
+    """
+
+    starts_at_zero = True
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        context_dim: int = 0,
+        context_shape: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__(context_dim, context_shape)
+        channels = in_channels + (context_shape[0] if context_shape is not None else 0)
+        self.conv = _EdgeConv2d(channels, out_channels, 0.0)
+        self.bias = nn.Parameter(torch.zeros(out_channels))
+        self.gain = nn.Parameter(torch.zeros(out_channels))
+        self.context_in = nn.Linear(context_dim, out_channels, bias=False) if context_dim else None
+        if self.context_in is not None:
+            nn.init.zeros_(self.context_in.weight)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        x, context, batch = self.flattened(x, context)
+        out = self.conv(x) + self.bias[:, None, None]
+        if context is not None and self.context_in is not None:
+            out = out + self.context_in(context)[..., None, None]
+        out = out * (3 * self.gain).exp()[:, None, None]
+        return out.reshape(*batch, *out.shape[1:])
+
+
+class ConvNet(Conditioner):
+    """The network of Glow: 3x3, 1x1 and 3x3 convolutions. Kingma & Dhariwal (2018), section 3.3, and their code.
+
+        h = ReLU(norm(conv3x3(x)));  h = ReLU(norm(conv1x1(h)));  output = (conv3x3(h) + bias) exp(3 gain)
+
+    where norm is an ActNorm with data-dependent initialisation, and the last convolution, its bias and gain start at
+    zero, so that the flow starts from a fixed map. A context map is concatenated to the input, a context vector added
+    after a linear map before the first ReLU.
+
+    Args:
+        in_channels, out_channels: of the images that come in and go out.
+        hidden: feature maps; 512 in the paper.
+        context_dim, context_shape: of the context; a map has the height and width of the image.
+        mask, level: taken and ignored.
+
+    Shapes: (\\*batch, in_channels, H, W) and a context to (\\*batch, out_channels, H, W).
+    """
+
+    starts_at_zero = True
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        hidden: int = 512,
+        context_dim: int = 0,
+        context_shape: Sequence[int] | None = None,
+        mask: Tensor | None = None,
+        level: int = 0,
+    ) -> None:
+        super().__init__(context_dim, context_shape)
+        channels = in_channels + (context_shape[0] if context_shape is not None else 0)
+        self.conv1 = _EdgeConv2d(channels, hidden, 0.05)
+        self.norm1 = ChannelNorm(hidden)
+        self.context_in = nn.Linear(context_dim, hidden) if context_dim else None
+        self.conv2 = nn.Parameter(0.05 * torch.randn(hidden, hidden, 1, 1))
+        self.norm2 = ChannelNorm(hidden)
+        self.conv3 = ZeroConv(hidden, out_channels)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        x, context, batch = self.flattened(x, context)
+        h = self.norm1(self.conv1(x))
+        if context is not None and self.context_in is not None:
+            h = h + self.context_in(context)[..., None, None]
+        h = self.norm2(F.conv2d(h.relu(), self.conv2)).relu()
+        out = self.conv3(h)
+        return out.reshape(*batch, *out.shape[1:])
