@@ -8,6 +8,8 @@ from .conditioners import MLP, ResNet
 from .convnet import ConvNet
 from .coupling import Elementwise, MaskedCoupling, SplitCoupling
 from .dequantization import Dequantized, Logit, bits_per_dim
+from .embedding import Embedded
+from .flowpp import flowpp_transforms
 from .flows import Flow, StandardLogistic, StandardNormal
 from .glow import glow_transforms
 from .linear import InvertibleConv1x1, Permute, Scale
@@ -32,6 +34,7 @@ __all__ = [
     "ConvNet",
     "Dequantized",
     "Elementwise",
+    "Embedded",
     "FactorOut",
     "Flow",
     "GatedAttention",
@@ -58,6 +61,7 @@ __all__ = [
     "bits_per_dim",
     "channelwise",
     "checkerboard",
+    "flowpp_transforms",
     "glow_transforms",
     "nice_transforms",
     "realnvp_transforms",

@@ -1,0 +1,68 @@
+"""A context that is prepared once for a whole flow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Size, Tensor, nn
+
+from .bijection import Bijection
+
+__all__ = ["Embedded", "Rearranged"]
+
+
+class Rearranged(nn.Module):
+    """A context map as bijections of images arrange it: squeezed, say. (batch, C, H, W) to their output shape.
+
+    Args:
+        context_shape: (C, H, W).
+        like: bijections whose class is applied to the context in turn; those that keep the shape are left out.
+    """
+
+    def __init__(self, context_shape: Sequence[int], like: Sequence[Bijection]) -> None:
+        super().__init__()
+        self.output_shape = Size(context_shape)
+        self.arrangements: list[Bijection] = []
+        for bijection in like:
+            if bijection.event_shape != bijection.output_shape:
+                self.arrangements.append(type(bijection)(self.output_shape))
+                self.output_shape = self.arrangements[-1].output_shape
+
+    def forward(self, context: Tensor) -> Tensor:
+        for bijection in self.arrangements:
+            context = bijection.forward_and_log_det(context)[0]
+        return context
+
+
+class Embedded(Bijection):
+    """A bijection whose context is the output of a network: f(.; e(context)).
+
+    Args:
+        bijection: f.
+        embedding: e, maps (batch, \\*context_shape) to the context of f.
+        context_shape: shape of one context.
+    """
+
+    def __init__(self, bijection: Bijection, embedding: nn.Module, context_shape: Sequence[int]) -> None:
+        super().__init__(bijection.event_shape, bijection.output_shape)
+        self.bijection = bijection
+        self.embedding = embedding
+        self._context_shape = Size(context_shape)
+
+    @property
+    def context_shape(self) -> Size | None:
+        return self._context_shape
+
+    def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self.bijection.forward_and_log_det(x, self._embed(context))
+
+    def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self.bijection.inverse_and_log_det(y, self._embed(context))
+
+    def _embed(self, context: Tensor | None) -> Tensor:
+        shape = tuple(self._context_shape)
+        if context is None:
+            raise ValueError(f"Embedded needs a context of shape {shape}, but got none.")
+        batch = self.batch_of_context(context)
+        embedded: Tensor = self.embedding(context.reshape(batch.numel(), *shape))
+        return embedded.reshape(*batch, *embedded.shape[1:])

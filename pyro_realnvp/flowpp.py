@@ -1,0 +1,146 @@
+"""Flow++, assembled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from torch import Size, nn
+
+from .attention import GatedAttention
+from .bijection import Bijection
+from .builders import Net, at_least_one, shape_of_event, shape_of_map
+from .chain import Chain
+from .conditioners import MLP
+from .coupling import Elementwise, SplitCoupling
+from .embedding import Embedded, Rearranged
+from .linear import InvertibleConv1x1, Permute
+from .mixture import MixtureLogistic
+from .multiscale import Columns, Parallel, Squeeze
+from .normalization import ActNorm
+
+__all__ = ["flowpp_transforms"]
+
+
+def flowpp_transforms(
+    event_shape: int | Sequence[int],
+    *,
+    couplings: int | Sequence[int] | None = None,
+    components: int = 32,
+    net: Callable[..., nn.Module] | None = None,
+    context_dim: int = 0,
+    context_shape: Sequence[int] | None = None,
+) -> list[Bijection]:
+    """Flow++: couplings whose elementwise map is a mixture of logistics. Ho et al., "Flow++" (2019), section 4.
+
+    For images, the architecture of the released code for CIFAR-10: ``couplings[0]`` couplings between even and odd
+    columns; then, on the squeezed image, ``couplings[1]`` between the halves of the channels and ``couplings[2]``
+    between columns again. Each comes behind a normalization with numbers of its own at every position and a 1x1
+    convolution of each half. Nothing is factored out. With one number only the first kind is made, which is the
+    architecture of the variational dequantization.
+
+    Args:
+        event_shape: D or (D,), or (C, H, W) with H and W divisible by 4 (by 2 with one kind of coupling).
+        couplings: number of each kind, (4, 2, 3) by default; of a vector flow, 4 by default.
+        components: K, logistics in the mixture of every element.
+        net: builds the networks, with ``size=(height, width)`` for images; ``GatedAttention`` by default, for vectors
+            ``MLP``.
+        context_dim: length of the context vector of a conditional flow.
+        context_shape: (C, H, W) of its context map, instead; the networks see it with the even and the odd columns, and
+            where the image is squeezed the pixels of a block, as channels of their own.
+
+    Returns:
+        Bijections latent -> data.
+
+    Raises:
+        ValueError: if an argument does not apply to events of this shape, or the shape cannot be split.
+    """
+    shape = shape_of_event("flowpp_transforms", event_shape)
+    if components < 1:
+        raise ValueError(f"flowpp_transforms needs one component or more, but got components={components}.")
+    if len(shape) == 1:
+        if couplings is not None and not isinstance(couplings, int):
+            raise ValueError(f"flowpp_transforms of vectors takes one number of couplings, but got {couplings}.")
+        count = at_least_one("couplings", 4 if couplings is None else couplings)
+        vector_net = partial(MLP if net is None else net, context_dim=context_dim, context_shape=context_shape)
+        layers = _vector_layers(shape, count, components, vector_net, conditional=bool(context_dim or context_shape))
+    else:
+        shape_of_map(shape, context_shape)
+        counts = (4, 2, 3) if couplings is None else (couplings,) if isinstance(couplings, int) else tuple(couplings)
+        if len(counts) not in (1, 3):
+            raise ValueError(f"flowpp_transforms of images takes one or three numbers of couplings, but got {counts}.")
+        layers = _image_layers(
+            shape,
+            counts,
+            components,
+            GatedAttention if net is None else net,
+            context_dim,
+            None if context_shape is None else Size(context_shape),
+        )
+    return [layer.inv for layer in reversed(layers)]
+
+
+def _vector_layers(shape: Size, count: int, components: int, net: Net, *, conditional: bool) -> list[Bijection]:
+    dim, num_params = shape[0], 2 + 3 * components
+    if dim == 1:
+        return [Elementwise(shape, MixtureLogistic(components), net(0, num_params) if conditional else None)]
+    layers: list[Bijection] = []
+    for index in range(count):
+        swap = index % 2 == 1
+        changed = dim - dim // 2 if swap else dim // 2
+        conditioner = net(dim - changed, num_params * changed)
+        layers.append(SplitCoupling(shape, conditioner, MixtureLogistic(components), swap=swap))
+    return layers
+
+
+def _image_layers(
+    shape: Size,
+    counts: tuple[int, ...],
+    components: int,
+    net: Callable[..., nn.Module],
+    context_dim: int,
+    context_shape: Size | None,
+) -> list[Bijection]:
+    def group(outer: list[Bijection], count: int) -> Bijection:
+        """Couplings between the halves of the channels behind ``outer``, which is undone again."""
+        arrange = None if context_shape is None else Rearranged(context_shape, outer)
+        inner_context = None if arrange is None else arrange.output_shape
+        at_least_one("couplings", count)
+        layers = _couplings(outer[-1].output_shape, count, components, net, context_dim, inner_context)
+        chain = Chain([*outer, *layers, *[bijection.inv for bijection in reversed(outer)]])
+        return chain if arrange is None or context_shape is None else Embedded(chain, arrange, context_shape)
+
+    def squeezed() -> list[Bijection]:
+        squeeze = Squeeze(shape)
+        # channel (2 dy + dx) C + c of the released code is channel 4 c + 2 dy + dx here
+        order = [4 * c + slot for slot in range(4) for c in range(shape[0])]
+        return [squeeze, Permute(squeeze.output_shape, order)]
+
+    layers = [group([Columns(shape)], counts[0])]
+    if len(counts) == 3:
+        layers.append(group(squeezed(), counts[1]))
+        arranged = squeezed()
+        layers.append(group([*arranged, Columns(arranged[-1].output_shape)], counts[2]))
+    return layers
+
+
+def _couplings(
+    shape: Size,
+    count: int,
+    components: int,
+    net: Callable[..., nn.Module],
+    context_dim: int,
+    context_shape: Size | None,
+) -> list[Bijection]:
+    half = Size((shape[0] // 2, *shape[1:]))
+    network = partial(net, size=tuple(shape[1:]), context_dim=context_dim, context_shape=context_shape)
+    layers: list[Bijection] = []
+    for index in range(count):
+        transformer = MixtureLogistic(components)
+        conditioner = network(half[0], transformer.num_parameters * half[0])
+        layers += [
+            ActNorm(shape, per_position=True),
+            Parallel(InvertibleConv1x1(half), InvertibleConv1x1(half)),
+            SplitCoupling(shape, conditioner, transformer, swap=index % 2 == 1),
+        ]
+    return layers
