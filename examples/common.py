@@ -27,7 +27,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from pyro_realnvp import Flow
@@ -88,8 +88,17 @@ class Metrics:
 
 
 def ema_of(flow: Flow, decay: float) -> AveragedModel:
-    """An exponential moving average of weights and running statistics; ``.module`` is the averaged flow."""
-    return AveragedModel(flow, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+    """An exponential moving average of weights and running statistics; ``.module`` is the averaged flow.
+
+    The decay grows to its value, (1 + n) / (10 + n) after n steps, so that the start is soon forgotten.
+    """
+
+    def average(averaged: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
+        if not averaged.is_floating_point():
+            return current
+        return averaged.lerp(current, 1 - min(decay, (1 + int(count)) / (10 + int(count))))
+
+    return AveragedModel(flow, avg_fn=average, use_buffers=True)
 
 
 def gradient_update(

@@ -10,7 +10,7 @@ from .coupling import Elementwise, MaskedCoupling, SplitCoupling
 from .dequantization import Dequantized, Logit, bits_per_dim
 from .embedding import Embedded
 from .flowpp import flowpp_transforms
-from .flows import Flow, StandardLogistic, StandardNormal
+from .flows import DiagonalNormal, Flow, StandardLogistic, StandardNormal
 from .glow import glow_transforms
 from .linear import InvertibleConv1x1, Permute, Scale
 from .masks import alternating, channelwise, checkerboard
@@ -33,6 +33,7 @@ __all__ = [
     "Conditioned",
     "ConvNet",
     "Dequantized",
+    "DiagonalNormal",
     "Elementwise",
     "Embedded",
     "FactorOut",

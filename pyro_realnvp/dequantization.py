@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 from pyro import distributions as dist
@@ -60,21 +60,29 @@ class Logit(Bijection):
         return f"alpha={self.alpha}"
 
 
+class Conditional(Protocol):
+    """A conditional distribution, as Pyro has it; a conditional :class:`~pyro_realnvp.Flow` is one."""
+
+    def condition(self, context: Tensor) -> Distribution: ...
+
+
 class Dequantized(dist.TorchDistribution):
     """The distribution over integer images that a density on the unit cube induces. Theis et al. (2016).
 
         P(k) = integral over u in [0, 1)^D of p((k + u) / levels) / levels^D
 
-    ``log_prob`` is a lower bound on log P(k) in nats: with u_1, ..., u_S uniform,
+    ``log_prob`` is a lower bound on log P(k) in nats: with u_1, ..., u_S from q(u | k),
 
-        log 1/S sum_s p((k + u_s) / levels) - D log levels,
+        log 1/S sum_s p((k + u_s) / levels) / q(u_s | k) - D log levels,
 
-    which in the mean grows with S to log P(k). Noise is drawn anew at every call. Modules inside the density are not
-    registered here; the :class:`~pyro_realnvp.Flow` or Pyro module that owns them does that.
+    which in the mean grows with S to log P(k). q is uniform, or a conditional flow on the unit cube learned with the
+    density: variational dequantization, Ho et al. (2019), equation 12. Noise is drawn anew at every call. Modules
+    inside are not registered here; the :class:`~pyro_realnvp.Flow` or Pyro module that owns them does that.
 
     Args:
         density: a distribution over events on the unit cube.
         levels: number of values of a pixel, 0 to levels - 1.
+        dequantizer: q, conditioned on k / levels - 1/2; uniform by default.
         num_samples: S.
 
     Raises:
@@ -84,7 +92,13 @@ class Dequantized(dist.TorchDistribution):
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
 
     def __init__(
-        self, density: Distribution, levels: int = 256, *, num_samples: int = 1, validate_args: bool | None = None
+        self,
+        density: Distribution,
+        levels: int = 256,
+        *,
+        dequantizer: Conditional | None = None,
+        num_samples: int = 1,
+        validate_args: bool | None = None,
     ) -> None:
         if levels < 2:
             raise ValueError(f"Dequantized needs 2 levels or more, but got {levels}.")
@@ -92,6 +106,7 @@ class Dequantized(dist.TorchDistribution):
             raise ValueError(f"Dequantized needs num_samples of 1 or more, but got {num_samples}.")
         self.density = density
         self.levels = levels
+        self.dequantizer = dequantizer
         self.num_samples = num_samples
         super().__init__(density.batch_shape, density.event_shape, validate_args=validate_args)
 
@@ -102,7 +117,7 @@ class Dequantized(dist.TorchDistribution):
     def expand(self, batch_shape: Sequence[int], _instance: object = None) -> Dequantized:
         new = self._get_checked_instance(Dequantized, _instance)
         new.density = self.density.expand(Size(batch_shape))
-        new.levels, new.num_samples = self.levels, self.num_samples
+        new.levels, new.dequantizer, new.num_samples = self.levels, self.dequantizer, self.num_samples
         super(Dequantized, new).__init__(Size(batch_shape), self.event_shape, validate_args=False)
         new._validate_args = self._validate_args
         return new
@@ -114,8 +129,12 @@ class Dequantized(dist.TorchDistribution):
         k = value.to(_dtype_of(self.density))
         batch = torch.broadcast_shapes(k.shape[: k.dim() - len(self.event_shape)], self.batch_shape)
         draws = k.expand(self.num_samples, *batch, *self.event_shape) if self.num_samples > 1 else k
-        x = (draws + torch.rand_like(draws)) / self.levels
-        log_prob: Tensor = self.density.log_prob(x)
+        if self.dequantizer is None:
+            log_prob: Tensor = self.density.log_prob((draws + torch.rand_like(draws)) / self.levels)
+        else:
+            q = self.dequantizer.condition(draws / self.levels - 0.5)
+            u = q.rsample()
+            log_prob = self.density.log_prob((draws + u) / self.levels) - q.log_prob(u)
         if self.num_samples > 1:
             log_prob = log_prob.logsumexp(0) - math.log(self.num_samples)
         return log_prob - self.event_shape.numel() * math.log(self.levels)

@@ -14,7 +14,7 @@ from .bijection import Bijection
 from .chain import Chain
 from .channel_norm import ChannelNorm
 
-__all__ = ["Flow", "StandardLogistic", "StandardNormal"]
+__all__ = ["DiagonalNormal", "Flow", "StandardLogistic", "StandardNormal"]
 
 
 class _Base(nn.Module):
@@ -45,6 +45,39 @@ class StandardLogistic(_Base):
     def forward(self, context: Tensor | None = None) -> dist.Distribution:
         zeros = self.zero.expand(self.event_shape)
         return dist.Logistic(zeros, zeros + 1, validate_args=False).to_event(len(self.event_shape))
+
+
+class DiagonalNormal(_Base):
+    """N(loc, diag(scale^2)) with a learned location and scale of every element, given a context if there is one.
+
+        loc = loc_0 + A context,   scale = exp(log_scale_0 + B context)
+
+    It starts as N(0, I). One-hot labels as context make the base of a class-conditional flow.
+
+    Args:
+        event_shape: of one event.
+        context_dim: length of the context vector; 0 for none.
+    """
+
+    def __init__(self, event_shape: int | Sequence[int], *, context_dim: int = 0) -> None:
+        super().__init__(event_shape)
+        self.context_shape = Size((context_dim,)) if context_dim else None
+        self.loc = nn.Parameter(torch.zeros(self.event_shape))
+        self.log_scale = nn.Parameter(torch.zeros(self.event_shape))
+        self.linear = nn.Linear(context_dim, 2 * self.event_shape.numel(), bias=False) if context_dim else None
+        if self.linear is not None:
+            nn.init.zeros_(self.linear.weight)
+
+    def forward(self, context: Tensor | None = None) -> dist.Distribution:
+        loc, log_scale = self.loc, self.log_scale
+        if self.linear is not None:
+            if context is None:
+                raise ValueError(
+                    f"DiagonalNormal needs a context of shape {tuple(self.context_shape or ())}, got none."
+                )
+            shift, log_factor = self.linear(context).unflatten(-1, (2, *self.event_shape)).unbind(context.dim() - 1)
+            loc, log_scale = loc + shift, log_scale + log_factor
+        return dist.Normal(loc, log_scale.exp(), validate_args=False).to_event(len(self.event_shape))
 
 
 class Flow(nn.Module):
@@ -97,7 +130,9 @@ class Flow(nn.Module):
         return self.base(context).log_prob(z) + log_det
 
     def _given(self, context: Tensor | None) -> Bijection:
-        return self.transforms if context is None else self.transforms.condition(context)
+        # Where only the base depends on the context, the transforms do not see it.
+        of_base_alone = self.transforms.context_shape is None and getattr(self.base, "context_shape", None) is not None
+        return self.transforms if context is None or of_base_alone else self.transforms.condition(context)
 
     def _refuse_outside_support(self, x: Tensor) -> None:
         constraint = self.transforms.codomain
@@ -124,6 +159,10 @@ class Flow(nn.Module):
     def distribution(self, context: Tensor | None = None) -> dist.TransformedDistribution:
         """The Pyro distribution of x, of event shape ``event_shape``, with the batch shape of the context."""
         return dist.TransformedDistribution(self.base(context), [self._given(context)])
+
+    def condition(self, context: Tensor) -> dist.TransformedDistribution:
+        """The same, under the name by which Pyro's conditional distributions are known."""
+        return self.distribution(context)
 
     @torch.no_grad()
     def sample(
