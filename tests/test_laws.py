@@ -23,6 +23,7 @@ def test_law(law, name, device):
     check_bijection(ZOO[name](), laws=[law], device=device)
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")  # torch's own, in attention on the CPU
 @pytest.mark.parametrize("name", ZOO)
 def test_vmap_maps_each_event_as_a_batch_does(name, device):
     f = ZOO[name]().to(device).eval()

@@ -21,11 +21,17 @@ from pyro_realnvp import (
     BatchNorm,
     Bijection,
     Chain,
+    Columns,
+    ConvNet,
     Elementwise,
     FactorOut,
+    GatedAttention,
+    InvertibleConv1x1,
     Lift,
     Logit,
     MaskedCoupling,
+    MixtureLogistic,
+    Parallel,
     Permute,
     ResNet,
     Scale,
@@ -39,12 +45,17 @@ from pyro_realnvp import (
     alternating,
     channelwise,
     checkerboard,
+    glow_transforms,
     nice_transforms,
     realnvp_transforms,
 )
+from pyro_realnvp.convnet import ZeroConv
 
 mlp = partial(MLP, hidden=(8,))
 resnet = partial(ResNet, hidden=4, blocks=1)
+convnet = partial(ConvNet, hidden=4)
+attention = partial(GatedAttention, hidden=4, blocks=1, heads=2)
+small_glow = partial(glow_transforms, levels=2, steps=1, net=convnet)
 
 
 def prime(flow: nn.Module) -> nn.Module:
@@ -72,6 +83,17 @@ def masked(mask, *, net=None, transformer=None, **kwargs):
         net = mlp if mask.dim() == 1 else partial(resnet, mask=mask)
     conditioner = net(mask.shape[0], transformer.num_parameters * mask.shape[0], **kwargs)
     return prime(MaskedCoupling(mask, conditioner, transformer))
+
+
+def calm(flow: nn.Module) -> nn.Module:
+    """Keeps rotations and gains as they start. At random in every layer of a deep flow, they leave it ill-conditioned,
+    and round trips lose their digits; the components alone are checked with random ones.
+    """
+    for module in list(flow.modules()):
+        key = "weight" if type(module).__name__ == "_Plain" else "gain"
+        if type(module).__name__ in ("_Plain", "ZeroConv"):
+            module.register_buffer(key, module._parameters.pop(key).detach())
+    return flow
 
 
 class _Flat(nn.Module):
@@ -164,6 +186,35 @@ ZOO = {
     "split-image-context": lambda: split((2, 4, 2), context_dim=3),
     "split-image-context-map": lambda: split((2, 4, 2), context_shape=(3, 4, 2)),
     "split-own-network": lambda: SplitCoupling((2, 2, 2), _Flat((1, 2, 2), 2), Affine()),
+    # mixtures of logistics
+    "mixture": lambda: split((4,), transformer=MixtureLogistic(3)),
+    "mixture-1": lambda: split((3,), transformer=MixtureLogistic(1)),
+    "mixture-32": lambda: split((2,), transformer=MixtureLogistic(32)),
+    "mixture-context": lambda: split((4,), transformer=MixtureLogistic(2), context_dim=3),
+    "mixture-masked": lambda: masked(alternating((5,)), transformer=MixtureLogistic(2)),
+    "mixture-image": lambda: split((4, 2, 3), transformer=MixtureLogistic(2), swap=True),
+    "mixture-checkerboard": lambda: masked(checkerboard((1, 2, 4)), transformer=MixtureLogistic(3)),
+    "mixture-elementwise": lambda: Elementwise((2, 1, 2), MixtureLogistic(3)),
+    "mixture-inverse": lambda: split((4,), transformer=MixtureLogistic(3)).inv,
+    # the networks of Glow and Flow++
+    "convnet": lambda: split((2, 3, 4), net=convnet),
+    "convnet-context": lambda: split((4, 2, 3), net=convnet, context_dim=3),
+    "convnet-context-map": lambda: split((4, 2, 3), net=convnet, context_shape=(2, 2, 3)),
+    "convnet-masked": lambda: masked(checkerboard((1, 3, 4)), net=convnet),
+    "convnet-mixture": lambda: split((2, 2, 2), net=convnet, transformer=MixtureLogistic(2)),
+    "zeroconv": lambda: split((4, 2, 3), net=ZeroConv),
+    "zeroconv-context": lambda: split((4, 2, 3), net=ZeroConv, context_dim=3),
+    "zeroconv-elementwise": lambda: Elementwise((2, 3, 2), Affine(), ZeroConv(0, 4)),
+    "zeroconv-elementwise-context": lambda: Elementwise((2, 3, 2), Affine(), ZeroConv(0, 4, context_dim=3)),
+    "zeroconv-elementwise-context-map": lambda: Elementwise(
+        (2, 3, 2), Affine(), ZeroConv(0, 4, context_shape=(1, 3, 2))
+    ),
+    "attention": lambda: split((2, 2, 3), net=partial(attention, size=(2, 3))),
+    "attention-context": lambda: split((2, 2, 3), net=partial(attention, size=(2, 3)), context_dim=2),
+    "attention-context-map": lambda: split((2, 2, 3), net=partial(attention, size=(2, 3)), context_shape=(1, 2, 3)),
+    "attention-masked": lambda: masked(
+        checkerboard((1, 2, 4)), net=partial(attention, size=(2, 4)), transformer=MixtureLogistic(2)
+    ),
     # elementwise
     "elementwise-1": lambda: Elementwise((1,), Affine()),
     "elementwise-image": lambda: Elementwise((2, 3, 2), Affine()),
@@ -173,6 +224,14 @@ ZOO = {
     "scale-image": lambda: Scale((2, 2, 3)),
     "permute": lambda: Permute((4,), [2, 0, 3, 1]),
     "permute-image": lambda: Permute((3, 2, 2), [1, 2, 0]),
+    "conv1x1": lambda: InvertibleConv1x1((3,)),
+    "conv1x1-1": lambda: InvertibleConv1x1((1,)),
+    "conv1x1-plu": lambda: InvertibleConv1x1((4,), plu=True),
+    "conv1x1-norm": lambda: InvertibleConv1x1((3,), norm=initialized(ActNorm((3,)))),
+    "conv1x1-image": lambda: InvertibleConv1x1((4, 2, 3)),
+    "conv1x1-image-plu": lambda: InvertibleConv1x1((3, 1, 2), plu=True),
+    "conv1x1-image-norm": lambda: InvertibleConv1x1((3, 2, 2), norm=initialized(ActNorm((3, 2, 2)))),
+    "conv1x1-image-plu-norm": lambda: InvertibleConv1x1((2, 2, 3), norm=initialized(ActNorm((2, 2, 3))), plu=True),
     # normalization
     "batchnorm": lambda: prime(BatchNorm((3,))),
     "batchnorm-mask": lambda: prime(BatchNorm((5,), alternating((5,)))),
@@ -182,6 +241,8 @@ ZOO = {
     "actnorm": lambda: initialized(ActNorm((3,))),
     "actnorm-new": lambda: ActNorm((3,)),
     "actnorm-image": lambda: initialized(ActNorm((2, 3, 2))),
+    "actnorm-per-position": lambda: initialized(ActNorm((2, 3, 2), per_position=True)),
+    "actnorm-per-position-vector": lambda: initialized(ActNorm((3,), per_position=True)),
     # multi-scale
     "squeeze": lambda: Squeeze((3, 2, 4)),
     "squeeze-ordered": lambda: Squeeze((3, 2, 4), ordered=True),
@@ -192,6 +253,20 @@ ZOO = {
     "squeezed-context-map": lambda: Squeezed(split((4, 2, 1), context_shape=(8, 2, 1))),
     "factor-out": lambda: FactorOut(split((2, 2, 3))),
     "factor-out-context-map": lambda: FactorOut(split((2, 2, 3), context_shape=(1, 2, 3))),
+    "columns": lambda: Columns((2, 3, 4)),
+    "merged-columns": lambda: Columns((2, 3, 4)).inv,
+    "parallel": lambda: Parallel(InvertibleConv1x1((2, 1, 3)), split((2, 1, 3))),
+    "parallel-context-map": lambda: Parallel(
+        split((2, 2, 2), context_shape=(1, 2, 2)), split((2, 2, 2), context_shape=(1, 2, 2), swap=True)
+    ),
+    "columns-chain": lambda: Chain(
+        [
+            Columns((1, 2, 4)),
+            Parallel(*[initialized(ActNorm((1, 2, 2), per_position=True)) for _ in range(2)]),
+            split((2, 2, 2), net=partial(attention, size=(2, 2)), transformer=MixtureLogistic(2)),
+            Columns((1, 2, 4)).inv,
+        ]
+    ),
     # algebra
     "inverse": lambda: split((3,)).inv,
     "inverse-context": lambda: split((3,), context_dim=2).inv,
@@ -237,4 +312,15 @@ ZOO = {
     "nice-odd": lambda: Chain(nice_transforms((5,), couplings=3, net=mlp)),
     "nice-image": lambda: Chain(nice_transforms((1, 2, 3), net=mlp)),
     "nice-context": lambda: Chain(nice_transforms(4, net=mlp, context_dim=2)),
+    "glow-2": lambda: calm(Chain(glow_transforms(2, steps=2, net=mlp))),
+    "glow-odd": lambda: calm(Chain(glow_transforms((5,), steps=2, net=mlp))),
+    "glow-plu": lambda: calm(Chain(glow_transforms(3, steps=2, net=mlp, plu=True))),
+    "glow-context": lambda: calm(Chain(glow_transforms(4, steps=2, net=mlp, context_dim=2))),
+    "glow-mixture": lambda: calm(Chain(glow_transforms(4, steps=1, net=mlp, transformer=partial(MixtureLogistic, 2)))),
+    "glow-image": lambda: calm(Chain(small_glow((1, 4, 4)))),
+    "glow-image-1-level": lambda: calm(Chain(small_glow((3, 2, 2), levels=1))),
+    "glow-image-plu": lambda: calm(Chain(small_glow((1, 4, 4), plu=True))),
+    "glow-image-additive": lambda: calm(Chain(small_glow((1, 4, 4), transformer=Additive))),
+    "glow-image-context": lambda: calm(Chain(small_glow((1, 4, 4), context_dim=2))),
+    "glow-image-context-map": lambda: calm(Chain(small_glow((1, 4, 4), context_shape=(1, 4, 4)))),
 }
