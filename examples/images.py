@@ -79,7 +79,7 @@ MODELS: dict[str, dict[str, Config]] = {
 }
 # How it is trained.
 TRAINING: dict[str, Config] = {
-    "digits": {"epochs": 30, "batch_size": 64, "learning_rate": 2e-3, "ema": 0.998, "patience": 10},
+    "digits": {"epochs": 25, "batch_size": 64, "learning_rate": 2e-3, "ema": 0.998, "patience": 10},
     "mnist": {"epochs": 50, "batch_size": 64, "learning_rate": 1e-3, "ema": 0.999, "patience": 10},
     "fashion-mnist": {"epochs": 50, "batch_size": 64, "learning_rate": 1e-3, "ema": 0.999, "patience": 10},
     "cifar10": {"epochs": 100, "batch_size": 64, "learning_rate": 1e-3, "ema": 0.9995, "patience": 10},
