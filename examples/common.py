@@ -30,8 +30,6 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
-from pyro_realnvp import Flow
-
 Config = dict[str, Any]
 
 
@@ -87,7 +85,7 @@ class Metrics:
         return round(perf_counter() - self._start, 1)
 
 
-def ema_of(flow: Flow, decay: float) -> AveragedModel:
+def ema_of(flow: nn.Module, decay: float) -> AveragedModel:
     """An exponential moving average of weights and running statistics; ``.module`` is the averaged flow.
 
     The decay grows to its value, (1 + n) / (10 + n) after n steps, so that the start is soon forgotten.
@@ -102,7 +100,7 @@ def ema_of(flow: Flow, decay: float) -> AveragedModel:
 
 
 def gradient_update(
-    flow: Flow,
+    flow: nn.Module,
     loss: Callable[[], Tensor],
     optimizer: torch.optim.Optimizer,
     *,
@@ -209,14 +207,14 @@ def batches_of(data: Tensor, size: int) -> Iterator[Tensor]:
 # ---------------------------------------------------------------------------------------------------- checkpoints
 
 
-def save_checkpoint(path: Path, flow: Flow, config: Config) -> None:
+def save_checkpoint(path: Path, flow: nn.Module, config: Config) -> None:
     """Writes the weights to ``path`` and, beside it with the suffix .json, the configuration that rebuilds the flow."""
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({name: value.contiguous() for name, value in flow.state_dict().items()}, path)
     path.with_suffix(".json").write_text(json.dumps(config, indent=2) + "\n")
 
 
-def load_checkpoint(path: Path, build: Callable[[Config], Flow]) -> tuple[Flow, Config]:
+def load_checkpoint(path: Path, build: Callable[[Config], nn.Module]) -> tuple[Any, Config]:
     """The flow that ``build`` makes of the configuration, with the saved weights, in evaluation mode."""
     for file in (path, path.with_suffix(".json")):
         if not file.is_file():

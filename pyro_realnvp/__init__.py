@@ -1,6 +1,6 @@
 """RealNVP and its family as Pyro transforms: densities, priors and guides."""
 
-from .attention import GatedAttention
+from .attention import GatedAttention, GatedConvs
 from .bijection import Bijection, Conditioned, Inverse
 from .builders import nice_transforms, realnvp_transforms
 from .chain import Chain, Lift
@@ -9,13 +9,13 @@ from .convnet import ConvNet
 from .coupling import Elementwise, MaskedCoupling, SplitCoupling
 from .dequantization import Dequantized, Logit, bits_per_dim
 from .embedding import Embedded
-from .flowpp import flowpp_transforms
+from .flowpp import flowpp_dequantizer, flowpp_transforms
 from .flows import DiagonalNormal, Flow, StandardLogistic, StandardNormal
 from .glow import glow_transforms
 from .linear import InvertibleConv1x1, Permute, Scale
 from .masks import alternating, channelwise, checkerboard
 from .mixture import MixtureLogistic
-from .multiscale import Columns, FactorOut, Parallel, Squeeze, Squeezed
+from .multiscale import Arranged, Columns, FactorOut, Parallel, Squeeze, Squeezed
 from .normalization import ActNorm, BatchNorm, recalibrate
 from .transformers import Additive, Affine, SigmoidScale, SoftClipScale, SoftplusScale, TanhScale
 
@@ -26,6 +26,7 @@ __all__ = [
     "ActNorm",
     "Additive",
     "Affine",
+    "Arranged",
     "BatchNorm",
     "Bijection",
     "Chain",
@@ -39,6 +40,7 @@ __all__ = [
     "FactorOut",
     "Flow",
     "GatedAttention",
+    "GatedConvs",
     "Inverse",
     "InvertibleConv1x1",
     "Lift",
@@ -62,6 +64,7 @@ __all__ = [
     "bits_per_dim",
     "channelwise",
     "checkerboard",
+    "flowpp_dequantizer",
     "flowpp_transforms",
     "glow_transforms",
     "nice_transforms",

@@ -57,8 +57,9 @@ class _GatedSelfAttention(nn.Module):
 
     def forward(self, x: Tensor, position: Tensor) -> Tensor:
         qkv = self.query_key_value(x + position)
+        width, places = x.shape[1] // self.heads, x.shape[2] * x.shape[3]
         # (batch, 3, heads, width/heads, places) -> three of (batch, heads, places, width/heads)
-        query, key, value = qkv.reshape(x.shape[0], 3, self.heads, -1, x.shape[2] * x.shape[3]).mT.unbind(1)
+        query, key, value = qkv.reshape(x.shape[0], 3, self.heads, width, places).mT.unbind(1)
         h = F.scaled_dot_product_attention(query, key, value).mT.reshape(x.shape)
         a, b = self.out(self.dropout(h)).chunk(2, 1)
         return x + a * b.sigmoid()
@@ -160,6 +161,7 @@ class GatedConvs(nn.Module):
 
     def __init__(self, in_channels: int, *, hidden: int = 32, blocks: int = 3, dropout: float = 0.2) -> None:
         super().__init__()
+        self.channels = hidden
         self.conv_in = _scaled(nn.Conv2d(in_channels, hidden, 3, padding=1))
         self.blocks = nn.ModuleList(_GatedConv(hidden, 0, dropout, size=3) for _ in range(blocks))
 

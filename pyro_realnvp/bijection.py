@@ -87,7 +87,7 @@ class Bijection(TransformModule, ConditionalTransform):
         """Shape of one context: ``(context_dim,)``, ``(C, H, W)``, or None where there is no use for one."""
         return None
 
-    # ------------------------------------------------------------------ what Pyro and torch expect of a transform
+    # What Pyro and torch expect of a transform:
 
     @constraints.dependent_property(is_discrete=False)
     def domain(self) -> constraints.Constraint:
@@ -152,10 +152,9 @@ class Bijection(TransformModule, ConditionalTransform):
         inverse = None if self._inv is None else self._inv()  # type: ignore[call-arg]
         if inverse is None:
             inverse = Inverse(self)
-            self._inv = weakref.ref(inverse)  # type: ignore[assignment]
+            if not torch.compiler.is_compiling():  # Dynamo cannot set a weak reference as an attribute
+                self._inv = weakref.ref(inverse)  # type: ignore[assignment]
         return inverse
-
-    # ------------------------------------------------------------------ inside
 
     def batch_of_context(self, context: Tensor) -> Size:
         """The batch dimensions of a context; an error if it does not end in ``context_shape``."""

@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from torch import Size, nn
+from torch.distributions import SigmoidTransform, Transform
 
-from .attention import GatedAttention
+from .attention import GatedAttention, GatedConvs
 from .bijection import Bijection
 from .builders import Net, at_least_one, shape_of_event, shape_of_map
 from .chain import Chain
@@ -16,10 +17,10 @@ from .coupling import Elementwise, SplitCoupling
 from .embedding import Embedded, Rearranged
 from .linear import InvertibleConv1x1, Permute
 from .mixture import MixtureLogistic
-from .multiscale import Columns, Parallel, Squeeze
+from .multiscale import Arranged, Columns, Parallel, Squeeze
 from .normalization import ActNorm
 
-__all__ = ["flowpp_transforms"]
+__all__ = ["flowpp_dequantizer", "flowpp_transforms"]
 
 
 def flowpp_transforms(
@@ -80,6 +81,43 @@ def flowpp_transforms(
     return [layer.inv for layer in reversed(layers)]
 
 
+def flowpp_dequantizer(
+    event_shape: Sequence[int],
+    *,
+    couplings: int = 4,
+    components: int = 32,
+    net: Callable[..., nn.Module] | None = None,
+    embedding: Callable[[int], nn.Module] | None = None,
+) -> list[Transform]:
+    """The variational dequantization of Flow++: noise on (0, 1) given an integer image. Ho et al. (2019), section 4.1.
+
+    Couplings between even and odd columns, then a sigmoid. All see the same features of the image k / levels - 1/2:
+
+        dequantizer = Flow(StandardNormal(shape), flowpp_dequantizer(shape))
+        Dequantized(density, levels, dequantizer=dequantizer)
+
+    Args:
+        event_shape: (C, H, W) with even W.
+        couplings: number of couplings.
+        components: K, logistics in the mixture of every element.
+        net: builds the networks; ``partial(GatedAttention, blocks=2)`` by default.
+        embedding: builds, for 2 C channels, the network that makes the features; it has an attribute ``channels``.
+            ``GatedConvs`` by default.
+
+    Returns:
+        Transforms latent -> noise, conditional on a map of the event shape.
+    """
+    shape = shape_of_event("flowpp_dequantizer", event_shape)
+    outer = Columns(shape)
+    arrange = Rearranged(shape, [outer])
+    features = (GatedConvs if embedding is None else embedding)(2 * shape[0])
+    context_map = Size((int(features.channels), *arrange.output_shape[1:]))  # type: ignore[arg-type]
+    network = partial(GatedAttention, blocks=2) if net is None else net
+    layers = _couplings(outer.output_shape, at_least_one("couplings", couplings), components, network, 0, context_map)
+    flow = Embedded(Arranged(outer, Chain(layers)), nn.Sequential(arrange, features), shape)
+    return [flow.inv, SigmoidTransform()]
+
+
 def _vector_layers(shape: Size, count: int, components: int, net: Net, *, conditional: bool) -> list[Bijection]:
     dim, num_params = shape[0], 2 + 3 * components
     if dim == 1:
@@ -107,8 +145,8 @@ def _image_layers(
         inner_context = None if arrange is None else arrange.output_shape
         at_least_one("couplings", count)
         layers = _couplings(outer[-1].output_shape, count, components, net, context_dim, inner_context)
-        chain = Chain([*outer, *layers, *[bijection.inv for bijection in reversed(outer)]])
-        return chain if arrange is None or context_shape is None else Embedded(chain, arrange, context_shape)
+        arranged = Arranged(Chain(outer), Chain(layers))
+        return arranged if arrange is None or context_shape is None else Embedded(arranged, arrange, context_shape)
 
     def squeezed() -> list[Bijection]:
         squeeze = Squeeze(shape)

@@ -107,7 +107,16 @@ class MixtureLogistic(Transformer):
             # unless it has arrived.
             arrived = (new - x).abs() <= 4 * torch.finfo(x.dtype).eps * x.abs().clamp(min=1)
             x = torch.where(arrived | (iteration % 3 != 2), new, middle)
-            # One look every eight iterations: no host synchronisation in between.
-            if iteration % 8 == 7 and not torch.compiler.is_compiling() and bool(arrived.all()):
+            if iteration % 8 == 7 and _all_known(arrived):  # no host synchronisation in between
                 break
         return x
+
+
+def _all_known(condition: Tensor) -> bool:
+    """Whether all hold, where that can be looked at: in compiled code and under vmap it cannot, and is not needed."""
+    if torch.compiler.is_compiling():
+        return False
+    try:
+        return bool(condition.all())
+    except RuntimeError:
+        return False

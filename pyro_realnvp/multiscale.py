@@ -13,7 +13,7 @@ from torch import Size, Tensor
 
 from .bijection import Bijection
 
-__all__ = ["Columns", "FactorOut", "Parallel", "Squeeze", "Squeezed"]
+__all__ = ["Arranged", "Columns", "FactorOut", "Parallel", "Squeeze", "Squeezed"]
 
 
 def _squeezed_shape(name: str, event_shape: Sequence[int]) -> Size:
@@ -177,6 +177,40 @@ class Columns(Bijection):
     def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         even, odd = y.chunk(2, -3)
         return torch.stack([even, odd], -1).flatten(-2), y.new_zeros(y.shape[:-3])
+
+
+class Arranged(Bijection):
+    """A bijection of events in another arrangement: outer^-1 . f . outer, as :class:`Squeezed` is of squeezed images.
+
+    Args:
+        outer: a bijection without context, from events of this one to those of f; a ``Columns``, say.
+        bijection: f.
+    """
+
+    def __init__(self, outer: Bijection, bijection: Bijection) -> None:
+        if bijection.event_shape != outer.output_shape or bijection.output_shape != outer.output_shape:
+            raise ValueError(
+                f"Arranged needs a bijection of events of shape {tuple(outer.output_shape)}, but got "
+                f"{tuple(bijection.event_shape)} -> {tuple(bijection.output_shape)}."
+            )
+        super().__init__(outer.event_shape)
+        self.outer, self.bijection = outer, bijection
+
+    @property
+    def context_shape(self) -> Size | None:
+        return self.bijection.context_shape
+
+    def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        h, before = self.outer.forward_and_log_det(x)
+        h, log_det = self.bijection.forward_and_log_det(h, context)
+        y, after = self.outer.inverse_and_log_det(h)
+        return y, before + log_det + after
+
+    def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        h, before = self.outer.forward_and_log_det(y)
+        h, log_det = self.bijection.inverse_and_log_det(h, context)
+        x, after = self.outer.inverse_and_log_det(h)
+        return x, before + log_det + after
 
 
 class Parallel(Bijection):

@@ -48,10 +48,10 @@ def test_svi_takes_the_same_steps(images: ModuleType) -> None:
     losses = {}
     for make_update in (images.mle_update, images.svi_update):
         pyro.set_rng_seed(0)
-        flow = images.build(config)
-        ema = images.ema_of(flow, 0.99)
+        model = images.build(config)
+        ema = images.ema_of(model, 0.99)
         batches = images.batches_of(data, 8)
-        update = make_update(flow, config, lambda batches=batches: next(batches), 5e-3, lambda step: 1.0, ema)
+        update = make_update(model, lambda batches=batches: next(batches), 5e-3, lambda step: 1.0, ema)
         losses[make_update.__name__] = [float(update()) for _ in range(50)]
     nats = torch.tensor(list(losses.values()), dtype=torch.float64)
     assert nats[0, -1] < nats[0, 0] - 10
