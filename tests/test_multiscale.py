@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import pixel_unshuffle
 
-from pyro_realnvp import Affine, BatchNorm, Elementwise, FactorOut, Scale, Squeeze, Squeezed
+from pyro_realnvp import Affine, BatchNorm, Columns, Elementwise, FactorOut, Parallel, Scale, Squeeze, Squeezed
 from pyro_realnvp.testing import randomize
 
 from zoo import split
@@ -108,3 +108,42 @@ def test_sizes_that_cannot_be_squeezed_are_refused(shape):
 def test_parts_that_do_not_fit_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("batch", [(), (2, 3), (0,)])
+def test_columns(batch):
+    f = Columns((3, 2, 6))
+    x = torch.randn(*batch, 3, 2, 6)
+    y = f(x)
+    assert y.shape == (*batch, 6, 2, 3)
+    for column in range(6):
+        half = slice(0, 3) if column % 2 == 0 else slice(3, 6)
+        assert torch.equal(y[..., half, :, column // 2], x[..., column])
+    assert torch.equal(f.inv(y.clone()), x)
+    assert not f.log_abs_det_jacobian(x, y).any()
+
+
+@pytest.mark.parametrize("shape", [(3, 2, 5), (3, 2, 0), (4,), (2, 4)])
+def test_columns_of_what_has_none_are_refused(shape):
+    with pytest.raises(ValueError, match=r"Columns.*even width"):
+        Columns(shape)
+
+
+def test_parallel_is_each_on_its_half():
+    first, second = split((2, 2, 3)), Scale((2, 2, 3))
+    f = Parallel(first, second)
+    randomize(f)
+    x = torch.randn(5, 4, 2, 3)
+    y, log_det = f.forward_and_log_det(x)
+    (y1, log_det1), (y2, log_det2) = first.forward_and_log_det(x[:, :2]), second.forward_and_log_det(x[:, 2:])
+    torch.testing.assert_close(y, torch.cat([y1, y2], 1))
+    torch.testing.assert_close(log_det, log_det1 + log_det2)
+
+
+def test_parallel_of_what_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match=r"Parallel.*\(2, 2, 3\).*\(2, 3, 2\)"):
+        Parallel(Scale((2, 2, 3)), Scale((2, 3, 2)))
+    with pytest.raises(ValueError, match="Parallel"):
+        Parallel(Scale((2, 2, 2)), Squeeze((2, 2, 2)))
+    with pytest.raises(ValueError, match="Parallel"):
+        Parallel(Scale((2,)), Scale((2,)))

@@ -352,3 +352,12 @@ def test_flow_initialize_in_evaluation_mode_and_only_once():
     flow.initialize(10 * x)
     assert unchanged(flow, before)
     assert not any(m.training for m in flow.modules())
+
+
+def test_actnorm_per_position():
+    f = ActNorm((2, 3, 4), per_position=True).double()
+    x = data(30, 2, 3, 4) * torch.linspace(1, 5, 24).reshape(2, 3, 4)
+    y, log_det = f.forward_and_log_det(x)
+    assert f.shift.shape == f.log_scale.shape == (2, 3, 4)
+    torch.testing.assert_close(y, (x - x.mean(0)) / x.std(0, correction=0), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(log_det, -x.std(0, correction=0).log().sum().expand(30), atol=1e-4, rtol=0)
