@@ -131,6 +131,10 @@ class GatedAttention(Conditioner):
             size = mask.shape[-2:]
         if size is None:
             raise ValueError("GatedAttention learns a position for every place and needs size=(height, width).")
+        if context_shape is not None and tuple(context_shape[1:]) != tuple(size):
+            raise ValueError(
+                f"GatedAttention needs a context map of size {tuple(size)}, but got {tuple(context_shape)}."
+            )
         context = 0 if self.context_shape is None else self.context_shape[0]
         self.size = Size(size)
         self.conv_in = _scaled(nn.Conv2d(in_channels, hidden, 3, padding=1))

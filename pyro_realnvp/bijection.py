@@ -320,8 +320,8 @@ class Recached(_Wrapper):
 class Conditioned(_Wrapper):
     """A bijection with its context filled in: f(.; context), which takes no further context.
 
-    Made by :meth:`Bijection.condition`. Batch dimensions of the context broadcast against those of the values, in
-    :meth:`forward_shape` too, so that a base distribution is expanded to one event per context.
+    Made by :meth:`Bijection.condition`. Batch dimensions of the context broadcast against those of the values, and in
+    :meth:`forward_shape`, so that a base distribution is expanded to one event per context.
 
     Raises:
         ValueError: if the context does not end in the bijection's ``context_shape``.

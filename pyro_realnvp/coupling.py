@@ -170,7 +170,9 @@ class Elementwise(Bijection):
 
     def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         dim = -len(self.event_shape)
-        x, log_det = self.transformer.inverse_and_log_det(y, self._params(y, context), dim)
+        with hold_statistics():
+            params = self._params(y, context)
+        x, log_det = self.transformer.inverse_and_log_det(y, params, dim)
         return x, sum_rightmost(log_det.expand_as(x), -dim)
 
     def _params(self, x: Tensor, context: Tensor | None) -> Tensor:

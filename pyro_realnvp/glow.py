@@ -67,6 +67,8 @@ def glow_transforms(
         refuse("glow_transforms", shape, levels=levels)
         net = partial(MLP if net is None else net, context_dim=context_dim, context_shape=context_shape)
         layers = _steps(shape, at_least_one("steps", 8 if steps is None else steps), net, transformer, plu=plu)
+        if shape[0] == 1 and (context_dim or context_shape):
+            layers.append(Elementwise(shape, Affine(), net(0, 2)))  # in place of couplings
     else:
         shape_of_map(shape, context_shape)
         net = ConvNet if net is None else net

@@ -127,8 +127,14 @@ class InvertibleConv1x1(Bijection):
 
     def __init__(self, event_shape: Sequence[int], *, norm: ActNorm | None = None, plu: bool = False) -> None:
         super().__init__(event_shape)
+        shape = tuple(event_shape)
+        if len(shape) not in (1, 3):
+            raise ValueError(f"InvertibleConv1x1 needs events (D,) or (C, H, W), but got {shape}.")
         if norm is not None and (norm.event_shape != self.event_shape or norm.shift.dim() > 1):
-            raise ValueError(f"InvertibleConv1x1 of {tuple(event_shape)} cannot take in {norm!r}.")
+            raise ValueError(
+                f"InvertibleConv1x1 of events {shape} takes in an ActNorm per channel of the same events, but got "
+                f"ActNorm of events {tuple(norm.event_shape)} with {norm.shift.numel()} numbers."
+            )
         self.norm = norm
         self.matrix = (_Factorized if plu else _Plain)(event_shape[0])
 
@@ -146,8 +152,10 @@ class InvertibleConv1x1(Bijection):
     def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         weight, log_det = self.matrix()
         inverse, info = torch.linalg.inv_ex(weight.double())
-        if not torch.compiler.is_compiling() and bool(info):
-            raise ValueError(f"InvertibleConv1x1 has a singular matrix W of {weight.shape[0]} channels.")
+        if not torch.compiler.is_compiling():
+            error = (weight.double() @ inverse).sub_(torch.eye(len(weight), device=weight.device)).abs().max()
+            if bool((info != 0) | ~(error < 1e-3)):
+                raise ValueError(f"InvertibleConv1x1 has a singular matrix W of {len(weight)} channels.")
         inverse = inverse.to(weight.dtype)
         bias = None
         if self.norm is not None:
