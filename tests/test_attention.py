@@ -129,6 +129,10 @@ def test_start():
     for module in net.modules():
         if isinstance(module, nn.Conv2d):
             assert not module.bias.any()
+    block = net.blocks[0]
+    for layer in (block.conv.conv2, block.attention.out, net.conv_out):
+        fan_in = layer.weight[0].numel()
+        assert layer.weight.std().item() == pytest.approx(0.1 * fan_in**-0.5, rel=0.05)
     assert not net.starts_at_zero
     out = net.eval()(torch.randn(64, 3, 4, 4))
     assert 0.03 < out.std() < 0.3  # the gain .1 of the last layer

@@ -61,7 +61,14 @@ def test_log_det_of_many_channels_in_float32(spread):
     log_det = f.forward_and_log_det(torch.randn(1, 64, 64, 64))[1]
     assert log_det.dtype == torch.float32
     want = 64 * 64 * torch.linalg.slogdet(matrix.double())[1]
-    torch.testing.assert_close(log_det.double(), want.expand(1), rtol=1e-6, atol=0.1)
+    torch.testing.assert_close(log_det.double(), want.expand(1), rtol=1.5e-7, atol=0.0)
+
+
+def test_log_det_of_an_ill_conditioned_matrix_in_float32():
+    left, right = (torch.linalg.qr(torch.randn(64, 64, dtype=torch.float64))[0] for _ in range(2))
+    matrix = (left * torch.logspace(0, -6, 64, dtype=torch.float64) @ right).float()
+    log_det = with_matrix(matrix).forward_and_log_det(torch.randn(1, 64))[1]
+    torch.testing.assert_close(log_det, torch.linalg.slogdet(matrix.double())[1].float().expand(1), rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("plu", [False, True])
