@@ -43,6 +43,16 @@ def load_images(name: str, root: Path, *, download: bool) -> tuple[Tensor, Tenso
     return train[:cut], train[cut:], test
 
 
+def load_labelled_digits() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """The same splits of the digits as :func:`load_images`, each with its labels (N,)."""
+    digits = load_digits()
+    images = torch.from_numpy(digits.images).to(torch.uint8)[:, None]
+    labels = torch.from_numpy(digits.target)
+    train, test, train_labels, test_labels = train_test_split(images, labels, test_size=0.2, random_state=0)
+    cut = len(train) - len(train) // 10
+    return (train[:cut], train_labels[:cut]), (train[cut:], train_labels[cut:]), (test, test_labels)
+
+
 def _torchvision(data: ImageData, name: str, root: Path, *, train: bool, download: bool) -> Tensor:
     import torchvision  # only where it is needed: importing it takes a second
 

@@ -6,12 +6,14 @@ import argparse
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from pyro_realnvp import (
     MLP,
     ConvNet,
     Dequantized,
+    DiagonalNormal,
     Flow,
     GatedAttention,
     GatedConvs,
@@ -87,11 +89,20 @@ class ImageModel(nn.Module):
         super().__init__()
         self.flow, self.levels, self.dequantizer = flow, levels, dequantizer
 
-    def distribution(self, *, num_samples: int = 1) -> Dequantized:
-        return Dequantized(self.flow.distribution(), self.levels, dequantizer=self.dequantizer, num_samples=num_samples)
+    def distribution(self, context: Tensor | None = None, *, num_samples: int = 1) -> Dequantized:
+        density = self.flow.distribution(context)
+        return Dequantized(density, self.levels, dequantizer=self.dequantizer, num_samples=num_samples)
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.distribution().log_prob(images)
+    def forward(self, images: Tensor, context: Tensor | None = None) -> Tensor:
+        return self.distribution(context).log_prob(images)
+
+    @torch.no_grad()
+    def initialize(self, images: Tensor, context: Tensor | None = None) -> None:
+        """The data-dependent start of ActNorm, from one batch, in both flows."""
+        noise = torch.rand(images.shape, device=images.device)
+        self.flow.initialize((images + noise) / self.levels, context)
+        if self.dequantizer is not None:
+            self.dequantizer.initialize(noise, images / self.levels - 0.5)
 
 
 def configuration(args: argparse.Namespace) -> Config:
@@ -134,18 +145,23 @@ def _multiple(flow: str, model: Config) -> int:
 def build(config: Config) -> ImageModel:
     """The model that a configuration describes."""
     shape = tuple(config["event_shape"])
-    base: nn.Module = StandardLogistic(shape) if config["flow"] == "nice" else StandardNormal(shape)
+    classes = config.get("classes", 0)  # of one-hot labels, the context of a conditional model
+    base: nn.Module = DiagonalNormal(shape, context_dim=classes) if classes else StandardNormal(shape)
+    if config["flow"] == "nice":
+        base = StandardLogistic(shape)
     dequantizer = None
     net: Any
     if config["flow"] == "realnvp":
         net = partial(ResNet, hidden=config["hidden"], blocks=config["blocks"], dropout=config["dropout"])
-        transforms = realnvp_transforms(shape, scales=config["scales"], net=net)
+        transforms = realnvp_transforms(shape, scales=config["scales"], net=net, context_dim=classes)
     elif config["flow"] == "nice":
         net = partial(MLP, hidden=(config["hidden"],) * config["blocks"], activation=nn.ReLU)
-        transforms = nice_transforms(shape, couplings=config["couplings"], net=net)
+        transforms = nice_transforms(shape, couplings=config["couplings"], net=net, context_dim=classes)
     elif config["flow"] == "glow":
         net = partial(ConvNet, hidden=config["hidden"])
-        transforms = glow_transforms(shape, levels=config["levels"], steps=config["steps"], net=net)
+        transforms = glow_transforms(
+            shape, levels=config["levels"], steps=config["steps"], net=net, context_dim=classes
+        )
     elif config["flow"] == "flowpp":
         net = partial(GatedAttention, hidden=config["hidden"], dropout=config["dropout"])
         transforms = flowpp_transforms(
@@ -153,6 +169,7 @@ def build(config: Config) -> ImageModel:
             couplings=config["couplings"],
             components=config["components"],
             net=partial(net, blocks=config["blocks"]),
+            context_dim=classes,
         )
         noise = config.get("dequantization")
         if noise is not None:

@@ -111,15 +111,6 @@ def svi_update(
     return update
 
 
-@torch.no_grad()
-def initialize(model: ImageModel, images: Tensor) -> None:
-    """The data-dependent start of ActNorm, from one batch, in every flow of the model."""
-    x = (images + torch.rand(images.shape, device=images.device)) / model.levels
-    model.flow.initialize(x)
-    if model.dequantizer is not None:
-        model.dequantizer.initialize(torch.rand_like(x), images / model.levels - 0.5)
-
-
 def train(args: argparse.Namespace, config: Config, device: torch.device) -> None:
     set_seed(args.seed)
     recipe = {
@@ -137,7 +128,7 @@ def train(args: argparse.Namespace, config: Config, device: torch.device) -> Non
 
     padded = pad(train_images, config["event_shape"])
     batches = batches_of(padded, recipe["batch_size"])
-    initialize(model, padded[torch.randperm(len(padded))[:256].to(device)])
+    model.initialize(padded[torch.randperm(len(padded))[:256].to(device)])
 
     def batch() -> Tensor:
         model.train()
