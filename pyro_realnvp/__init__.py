@@ -1,6 +1,6 @@
 """RealNVP and its family as Pyro transforms: densities, priors and guides."""
 
-from .attention import GatedAttention, GatedConvs
+from .attention import AttentiveConvs, GatedAttention, GatedConvs
 from .bijection import Bijection, Conditioned, Inverse
 from .builders import nice_transforms, realnvp_transforms
 from .chain import Chain, Lift
@@ -27,6 +27,7 @@ __all__ = [
     "Additive",
     "Affine",
     "Arranged",
+    "AttentiveConvs",
     "BatchNorm",
     "Bijection",
     "Chain",

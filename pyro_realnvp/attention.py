@@ -10,32 +10,34 @@ from torch.nn import functional as F
 
 from .conditioners import Conditioner
 
-__all__ = ["GatedAttention", "GatedConvs"]
+__all__ = ["AttentiveConvs", "GatedAttention", "GatedConvs"]
 
 
 def _concat_elu(x: Tensor) -> Tensor:
     return F.elu(torch.cat([x, -x], 1))
 
 
-def _scaled(conv: nn.Conv2d, scale: float = 1.0) -> nn.Conv2d:
-    """Unit gain times ``scale``, with zero bias; the released code takes the gain from the first batch instead."""
+def _conv(
+    in_channels: int, out_channels: int, size: int, *, scale: float = 1.0, weight_norm: bool = False
+) -> nn.Module:
+    """Keeps the size of the image. Unit gain times ``scale``, zero bias; the released code takes these from a batch."""
+    conv = nn.Conv2d(in_channels, out_channels, size, padding=size // 2)
     nn.init.kaiming_normal_(conv.weight, nonlinearity="linear")
-    if conv.bias is not None:
-        nn.init.zeros_(conv.bias)
+    nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
     with torch.no_grad():
         conv.weight.mul_(scale)
-    return conv
+    return nn.utils.parametrizations.weight_norm(conv) if weight_norm else conv
 
 
 class _GatedConv(nn.Module):
     """x + a sigmoid(b), [a, b] = conv(drop(cELU(conv3x3(cELU(x)) + conv1x1(cELU(context)))))."""
 
-    def __init__(self, width: int, context: int, dropout: float, size: int = 1) -> None:
+    def __init__(self, width: int, context: int, dropout: float, *, size: int = 1, weight_norm: bool) -> None:
         super().__init__()
-        self.conv1 = _scaled(nn.Conv2d(2 * width, width, 3, padding=1))
-        self.context = _scaled(nn.Conv2d(2 * context, width, 1)) if context else None
+        self.conv1 = _conv(2 * width, width, 3, weight_norm=weight_norm)
+        self.context = _conv(2 * context, width, 1, weight_norm=weight_norm) if context else None
         self.dropout = nn.Dropout(dropout)
-        self.conv2 = _scaled(nn.Conv2d(2 * width, 2 * width, size, padding=size // 2), 0.1)
+        self.conv2 = _conv(2 * width, 2 * width, size, scale=0.1, weight_norm=weight_norm)
 
     def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
         h = self.conv1(_concat_elu(x))
@@ -48,12 +50,12 @@ class _GatedConv(nn.Module):
 class _GatedSelfAttention(nn.Module):
     """x + a sigmoid(b), [a, b] = linear(drop(attention(x + position))), over all places of the image."""
 
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
+    def __init__(self, width: int, heads: int, dropout: float, *, weight_norm: bool) -> None:
         super().__init__()
         self.heads = heads
-        self.query_key_value = _scaled(nn.Conv2d(width, 3 * width, 1))
+        self.query_key_value = _conv(width, 3 * width, 1, weight_norm=weight_norm)
         self.dropout = nn.Dropout(dropout)
-        self.out = _scaled(nn.Conv2d(width, 2 * width, 1), 0.1)
+        self.out = _conv(width, 2 * width, 1, scale=0.1, weight_norm=weight_norm)
 
     def forward(self, x: Tensor, position: Tensor) -> Tensor:
         qkv = self.query_key_value(x + position)
@@ -73,11 +75,13 @@ class _LayerNorm(nn.LayerNorm):
 
 
 class _Block(nn.Module):
-    def __init__(self, width: int, heads: int, context: int, dropout: float) -> None:
+    def __init__(
+        self, width: int, heads: int, context: int, dropout: float, *, size: int = 1, weight_norm: bool
+    ) -> None:
         super().__init__()
-        self.conv = _GatedConv(width, context, dropout)
+        self.conv = _GatedConv(width, context, dropout, size=size, weight_norm=weight_norm)
         self.norm1 = _LayerNorm(width)
-        self.attention = _GatedSelfAttention(width, heads, dropout)
+        self.attention = _GatedSelfAttention(width, heads, dropout, weight_norm=weight_norm)
         self.norm2 = _LayerNorm(width)
 
     def forward(self, x: Tensor, position: Tensor, context: Tensor | None) -> Tensor:
@@ -99,6 +103,8 @@ class GatedAttention(Conditioner):
         blocks: number of blocks.
         heads: number of attention heads, which divides ``hidden``.
         dropout: inside the gates, in training mode.
+        weight_norm: weight-normalised convolutions, and a concatenated ELU before the last one, as in the released code
+            for ImageNet; without, as for CIFAR-10.
         size: (height, width) of the images; taken from ``mask`` where there is one.
         context_dim, context_shape: of the context, given to every gated convolution; a map has the size of the image.
         level: taken and ignored.
@@ -119,6 +125,7 @@ class GatedAttention(Conditioner):
         heads: int = 4,
         dropout: float = 0.2,
         size: Sequence[int] | None = None,
+        weight_norm: bool = False,
         context_dim: int = 0,
         context_shape: Sequence[int] | None = None,
         mask: Tensor | None = None,
@@ -137,10 +144,14 @@ class GatedAttention(Conditioner):
             )
         context = 0 if self.context_shape is None else self.context_shape[0]
         self.size = Size(size)
-        self.conv_in = _scaled(nn.Conv2d(in_channels, hidden, 3, padding=1))
+        self.conv_in = _conv(in_channels, hidden, 3, weight_norm=weight_norm)
         self.position = nn.Parameter(0.01 * torch.randn(hidden, *size))
-        self.blocks = nn.ModuleList(_Block(hidden, heads, context, dropout) for _ in range(blocks))
-        self.conv_out = _scaled(nn.Conv2d(hidden, out_channels, 3, padding=1), 0.1)
+        self.blocks = nn.ModuleList(
+            _Block(hidden, heads, context, dropout, weight_norm=weight_norm) for _ in range(blocks)
+        )
+        self.concatenates = weight_norm
+        width = 2 * hidden if weight_norm else hidden
+        self.conv_out = _conv(width, out_channels, 3, scale=0.1, weight_norm=weight_norm)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         if x.shape[-2:] != self.size:
@@ -153,7 +164,7 @@ class GatedAttention(Conditioner):
         h = self.conv_in(x)
         for block in self.blocks:
             h = block(h, self.position, context)
-        out = self.conv_out(h)
+        out = self.conv_out(_concat_elu(h) if self.concatenates else h)
         return out.reshape(*batch, *out.shape[1:])
 
 
@@ -166,11 +177,40 @@ class GatedConvs(nn.Module):
     def __init__(self, in_channels: int, *, hidden: int = 32, blocks: int = 3, dropout: float = 0.2) -> None:
         super().__init__()
         self.channels = hidden
-        self.conv_in = _scaled(nn.Conv2d(in_channels, hidden, 3, padding=1))
-        self.blocks = nn.ModuleList(_GatedConv(hidden, 0, dropout, size=3) for _ in range(blocks))
+        self.conv_in = _conv(in_channels, hidden, 3)
+        self.blocks = nn.ModuleList(_GatedConv(hidden, 0, dropout, size=3, weight_norm=False) for _ in range(blocks))
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv_in(x)
         for block in self.blocks:
             h = block(h, None)
+        return h
+
+
+class AttentiveConvs(nn.Module):
+    """The same for ImageNet: weight-normalised blocks of gated convolution and gated self-attention.
+
+    Shapes: (batch, in_channels, \\*size) to (batch, hidden, \\*size).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        *,
+        size: Sequence[int],
+        hidden: int = 32,
+        blocks: int = 8,
+        heads: int = 4,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.channels = hidden
+        self.conv_in = _conv(in_channels, hidden, 3, weight_norm=True)
+        self.position = nn.Parameter(0.01 * torch.randn(hidden, *size))
+        self.blocks = nn.ModuleList(_Block(hidden, heads, 0, dropout, size=3, weight_norm=True) for _ in range(blocks))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv_in(x)
+        for block in self.blocks:
+            h = block(h, self.position, None)
         return h

@@ -29,6 +29,7 @@ def flowpp_transforms(
     couplings: int | Sequence[int] | None = None,
     components: int = 32,
     net: Callable[..., nn.Module] | None = None,
+    pointwise: bool = True,
     context_dim: int = 0,
     context_shape: Sequence[int] | None = None,
 ) -> list[Bijection]:
@@ -38,7 +39,9 @@ def flowpp_transforms(
     columns; then, on the squeezed image, ``couplings[1]`` between the halves of the channels and ``couplings[2]``
     between columns again. Each comes behind a normalization with numbers of its own at every position and a 1x1
     convolution of each half. Nothing is factored out. With one number only the first kind is made, which is the
-    architecture of the variational dequantization.
+    architecture of the variational dequantization. The published models are the defaults for CIFAR-10 (3.08 bits/dim)
+    and, for ImageNet 32 x 32 (3.86 bits/dim), ``couplings=(7, 3, 3)``, ``pointwise=False`` and
+    ``net=partial(GatedAttention, hidden=128, blocks=20, dropout=0, weight_norm=True)``.
 
     Args:
         event_shape: D or (D,), or (C, H, W) with H and W divisible by 4 (by 2 with one kind of coupling).
@@ -46,6 +49,7 @@ def flowpp_transforms(
         components: K, logistics in the mixture of every element.
         net: builds the networks, with ``size=(height, width)`` for images; ``GatedAttention`` by default, for vectors
             ``MLP``.
+        pointwise: whether there are 1x1 convolutions in an image flow.
         context_dim: length of the context vector of a conditional flow.
         context_shape: (C, H, W) of its context map, instead; the networks see it with the even and the odd columns, and
             where the image is squeezed the pixels of a block, as channels of their own.
@@ -70,14 +74,9 @@ def flowpp_transforms(
         counts = (4, 2, 3) if couplings is None else (couplings,) if isinstance(couplings, int) else tuple(couplings)
         if len(counts) not in (1, 3):
             raise ValueError(f"flowpp_transforms of images takes one or three numbers of couplings, but got {counts}.")
-        layers = _image_layers(
-            shape,
-            counts,
-            components,
-            GatedAttention if net is None else net,
-            context_dim,
-            None if context_shape is None else Size(context_shape),
-        )
+        network = GatedAttention if net is None else net
+        build = partial(_couplings, components=components, net=network, pointwise=pointwise, context_dim=context_dim)
+        layers = _image_layers(shape, counts, build, None if context_shape is None else Size(context_shape))
     return [layer.inv for layer in reversed(layers)]
 
 
@@ -88,6 +87,7 @@ def flowpp_dequantizer(
     components: int = 32,
     net: Callable[..., nn.Module] | None = None,
     embedding: Callable[[int], nn.Module] | None = None,
+    pointwise: bool = True,
 ) -> list[Transform]:
     """The variational dequantization of Flow++: noise on (0, 1) given an integer image. Ho et al. (2019), section 4.1.
 
@@ -103,6 +103,7 @@ def flowpp_dequantizer(
         net: builds the networks; ``partial(GatedAttention, blocks=2)`` by default.
         embedding: builds, for 2 C channels, the network that makes the features; it has an attribute ``channels``.
             ``GatedConvs`` by default.
+        pointwise: whether there are 1x1 convolutions.
 
     Returns:
         Transforms latent -> noise, conditional on a map of the event shape.
@@ -113,7 +114,14 @@ def flowpp_dequantizer(
     features = (GatedConvs if embedding is None else embedding)(2 * shape[0])
     context_map = Size((int(features.channels), *arrange.output_shape[1:]))  # type: ignore[arg-type]
     network = partial(GatedAttention, blocks=2) if net is None else net
-    layers = _couplings(outer.output_shape, at_least_one("couplings", couplings), components, network, 0, context_map)
+    layers = _couplings(
+        outer.output_shape,
+        at_least_one("couplings", couplings),
+        components=components,
+        net=network,
+        pointwise=pointwise,
+        context_shape=context_map,
+    )
     flow = Embedded(Arranged(outer, Chain(layers)), nn.Sequential(arrange, features), shape)
     return [flow.inv, SigmoidTransform()]
 
@@ -132,19 +140,13 @@ def _vector_layers(shape: Size, count: int, components: int, net: Net, *, condit
 
 
 def _image_layers(
-    shape: Size,
-    counts: tuple[int, ...],
-    components: int,
-    net: Callable[..., nn.Module],
-    context_dim: int,
-    context_shape: Size | None,
+    shape: Size, counts: tuple[int, ...], build: Callable[..., list[Bijection]], context_shape: Size | None
 ) -> list[Bijection]:
     def group(outer: list[Bijection], count: int) -> Bijection:
         """Couplings between the halves of the channels behind ``outer``, which is undone again."""
         arrange = None if context_shape is None else Rearranged(context_shape, outer)
         inner_context = None if arrange is None else arrange.output_shape
-        at_least_one("couplings", count)
-        layers = _couplings(outer[-1].output_shape, count, components, net, context_dim, inner_context)
+        layers = build(outer[-1].output_shape, at_least_one("couplings", count), context_shape=inner_context)
         arranged = Arranged(Chain(outer), Chain(layers))
         return arranged if arrange is None or context_shape is None else Embedded(arranged, arrange, context_shape)
 
@@ -165,10 +167,12 @@ def _image_layers(
 def _couplings(
     shape: Size,
     count: int,
+    *,
     components: int,
     net: Callable[..., nn.Module],
-    context_dim: int,
-    context_shape: Size | None,
+    pointwise: bool,
+    context_dim: int = 0,
+    context_shape: Size | None = None,
 ) -> list[Bijection]:
     half = Size((shape[0] // 2, *shape[1:]))
     network = partial(net, size=tuple(shape[1:]), context_dim=context_dim, context_shape=context_shape)
@@ -176,9 +180,8 @@ def _couplings(
     for index in range(count):
         transformer = MixtureLogistic(components)
         conditioner = network(half[0], transformer.num_parameters * half[0])
-        layers += [
-            ActNorm(shape, per_position=True),
-            Parallel(InvertibleConv1x1(half), InvertibleConv1x1(half)),
-            SplitCoupling(shape, conditioner, transformer, swap=index % 2 == 1),
-        ]
+        layers.append(ActNorm(shape, per_position=True))
+        if pointwise:
+            layers.append(Parallel(InvertibleConv1x1(half), InvertibleConv1x1(half)))
+        layers.append(SplitCoupling(shape, conditioner, transformer, swap=index % 2 == 1))
     return layers

@@ -25,6 +25,17 @@ class _Components(NamedTuple):
         """u = logit F(x) and log du/dx, where F is the distribution function of the mixture."""
         z = (x.unsqueeze(self.dim) - self.mean) * (-self.log_scale).exp()
         below, above = logsigmoid(z), logsigmoid(-z)
+        of_f, of_s = self.log_weight + below, self.log_weight + above
+        u = of_f.logsumexp(self.dim) - of_s.logsumexp(self.dim)
+        # log f / (F S) = log (f/F + f/S), each a mean over components: the large terms of a far tail do not meet.
+        left = (of_f.log_softmax(self.dim) + above - self.log_scale).logsumexp(self.dim)
+        right = (of_s.log_softmax(self.dim) + below - self.log_scale).logsumexp(self.dim)
+        return u, torch.logaddexp(left, right)
+
+    def near(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The same at less cost, the second one coarse in the far tails: good enough to find the way."""
+        z = (x.unsqueeze(self.dim) - self.mean) * (-self.log_scale).exp()
+        below, above = logsigmoid(z), logsigmoid(-z)
         log_f = (self.log_weight + below).logsumexp(self.dim)
         log_s = (self.log_weight + above).logsumexp(self.dim)
         log_density = (self.log_weight + below + above - self.log_scale).logsumexp(self.dim)
@@ -40,12 +51,13 @@ class MixtureLogistic(Transformer):
         y = exp(s) logit F(x) + shift,   F(x) = sum_k w_k sigmoid((x - m_k) exp(-l_k))
         log dy/dx = log f(x) - log F(x) - log(1 - F(x)) + s
 
-    with w = softmax(logits), s = tanh(raw) and l_k >= -7, all in logarithms, so that values far in both tails stay
-    finite. 2 + 3 K parameters: raw, shift, K logits, K means, K values of l. At parameters of zero it is close to the
-    identity; the means are offset by up to +-1 against each other, as equal components would learn the same for ever.
+    with w = softmax(logits), s = tanh(raw) and l_k in [-7, 30], all in logarithms, so that values far in both tails
+    stay finite. 2 + 3 K parameters: raw, shift, K logits, K means, K values of l. At parameters of zero it is close to
+    the identity; the means are offset by up to +-1 against each other, since equal components would stay equal.
 
     The inverse brackets the solution by the points where the first and the last component alone reach it, and takes
-    Newton steps, or halves the bracket where these leave it. Its gradient is that of the implicit function theorem.
+    Newton steps, or halves the bracket where these leave it. Its gradient is that of the implicit function theorem;
+    there is no second derivative.
 
     Args:
         components: K.
@@ -89,15 +101,16 @@ class MixtureLogistic(Transformer):
         raw, shift = parts.narrow(at, 0, 2).unbind(at)
         logits, mean, log_scale = parts.narrow(at, 2, 3 * k).split(k, at)
         offset = self.offset.reshape(k, *[1] * -dim)
-        return raw.tanh(), shift, _Components(logits.log_softmax(at), mean + offset, log_scale.clamp(min=-7), at)
+        return raw.tanh(), shift, _Components(logits.log_softmax(at), mean + offset, log_scale.clamp(-7, 30), at)
 
     def _solve(self, u: Tensor, mixture: _Components) -> Tensor:
         """x with logit F(x) = u, which lies between the smallest and the largest x_k with (x_k - m_k) exp(-l_k) = u."""
         alone = mixture.mean + u.unsqueeze(mixture.dim) * mixture.log_scale.exp()
         low, high = alone.amin(mixture.dim), alone.amax(mixture.dim)
         x = (low + high) / 2
-        for iteration in range(self.iterations):
-            reached, log_slope = mixture.at(x)
+        # A compiled graph unrolls the loop: half of it is enough in practice.
+        for iteration in range(self.iterations // 2 if torch.compiler.is_compiling() else self.iterations):
+            reached, log_slope = mixture.near(x)
             error = reached - u
             low, high = torch.where(error > 0, low, x), torch.where(error > 0, x, high)
             newton = x - error * (-log_slope).exp()
