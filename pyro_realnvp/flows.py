@@ -166,24 +166,37 @@ class Flow(nn.Module):
 
     @torch.no_grad()
     def sample(
-        self, sample_shape: Sequence[int] = (), context: Tensor | None = None, *, temperature: float = 1.0
+        self,
+        sample_shape: Sequence[int] = (),
+        context: Tensor | None = None,
+        *,
+        temperature: float = 1.0,
+        truncation: float | None = None,
     ) -> Tensor:
         """Samples of shape (\\*sample_shape, \\*context batch, \\*event_shape), without gradients.
 
-        With a temperature T the latents are drawn as mean + T (z - mean). This is the density p(x)^(1/T^2), normalised,
-        if the base is Gaussian and the log-determinant constant (NICE); elsewhere it is a heuristic. Kingma & Dhariwal
-        (2018), section 6.
+        With a temperature T the latents are drawn as mean + T (z - mean), at every level of a multi-scale flow. This is
+        the density p(x)^(1/T^2), normalised, if the base is Gaussian and the log-determinant constant (NICE, Glow with
+        additive couplings); elsewhere it is a heuristic. Kingma & Dhariwal (2018), section 6. With a truncation t every
+        latent is drawn from the base within t standard deviations of its mean, which is exact for the base and a
+        heuristic for x: it leaves out what is rare in the latent space.
 
         Raises:
-            ValueError: if the temperature is negative.
+            ValueError: if the temperature is negative, or the truncation not positive.
         """
         if temperature < 0:
             raise ValueError(f"temperature must not be negative, but got {temperature}.")
+        if truncation is not None and truncation <= 0:
+            raise ValueError(f"truncation must be positive, but got {truncation}.")
         distribution = self.distribution(context)
-        z = distribution.base_dist.sample(Size(sample_shape))
+        base = distribution.base_dist
+        z = base.sample(Size(sample_shape))
+        if truncation is not None:
+            each = base.base_dist  # of independent elements
+            low, high = (each.cdf(each.mean + sign * truncation * each.stddev) for sign in (-1, 1))
+            z = each.icdf(low + (high - low) * torch.rand_like(z))
         if temperature != 1.0:
-            mean = distribution.base_dist.mean
-            z = mean + temperature * (z - mean)
+            z = base.mean + temperature * (z - base.mean)
         for transform in distribution.transforms:
             z = transform(z)
         return z

@@ -13,6 +13,7 @@ from torch.nn.functional import softplus
 
 from pyro_realnvp import (
     ActNorm,
+    DiagonalNormal,
     Flow,
     Logit,
     Scale,
@@ -256,3 +257,23 @@ def test_training_finds_a_density():
     assert abs((flow(x).mean() - truth).item()) < 0.1
     samples = flow.sample((4000,))
     torch.testing.assert_close(samples.T.cov(), mix @ mix.T, atol=0.6, rtol=0)
+
+
+@pytest.mark.parametrize("base", [StandardNormal(2), StandardLogistic(2), DiagonalNormal(2)])
+def test_truncation_keeps_the_latents_near_and_their_shape(base):
+    flow = Flow(base, [Scale((2,)).inv])
+    z = flow.sample((20_000,), truncation=0.5)
+    each = base().base_dist
+    assert (z.abs() <= 0.5 * each.stddev + 1e-5).all()
+    # Within the bounds it is the base: compare the distribution function at one place.
+    low, at, high = (each.cdf(value * each.stddev) for value in (-0.5, 0.2, 0.5))
+    share = (z <= 0.2 * each.stddev).double().mean(0)
+    torch.testing.assert_close(share, ((at - low) / (high - low)).double(), atol=0.02, rtol=0)
+
+
+def test_truncation_and_temperature_together():
+    flow = Flow(StandardNormal(2), [Scale((2,)).inv])
+    assert flow.sample((1000,), truncation=1.0, temperature=0.1).abs().max() <= 0.1 + 1e-6
+    for truncation in (0.0, -1.0):
+        with pytest.raises(ValueError, match=f"truncation.*{truncation}"):
+            flow.sample((2,), truncation=truncation)
