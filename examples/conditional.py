@@ -16,7 +16,6 @@ import argparse
 import math
 
 import torch
-from image_models import MODELS, TRAINING, ImageModel, build
 from torch import Tensor
 
 from common import (
@@ -35,6 +34,7 @@ from common import (
     set_seed,
 )
 from image_data import DATA, load_labelled_digits
+from image_models import MODELS, TRAINING, ImageModel, build
 
 CLASSES = 10
 

@@ -29,7 +29,7 @@ from pyro_realnvp import (
 )
 
 from common import Config, fail
-from image_data import DATA
+from image_data import FOLDER, describe_data
 
 ALPHA = 0.05  # of the logit in the RealNVP paper; at 17 levels a smaller one is better by 0.05 bits/dim
 # What belongs to a model: enough to rebuild it. What the command line does not set comes from here. For CIFAR-10 these
@@ -60,6 +60,10 @@ MODELS: dict[str, dict[str, Config]] = {
         "cifar10": {"couplings": [4, 2, 3], "components": 32, "hidden": 96, "blocks": 10, "dropout": 0.2},
     },
 }
+for _models in MODELS.values():
+    _models["svhn"] = _models["folder"] = _models["celeba"] = _models["cifar10"]
+MODELS["realnvp"]["celeba"] = {"scales": 5, "hidden": 32, "blocks": 2, "dropout": 0.0}
+MODELS["glow"]["celeba"] = {"levels": 4, "steps": 48, "hidden": 512}
 for _name in MODELS["flowpp"]:
     MODELS["flowpp"][_name]["dequantization"] = {"couplings": 4, "blocks": 2, "context": 32}
 MODELS["flowpp"]["digits"]["dequantization"] = {"couplings": 2, "blocks": 1, "context": 16}
@@ -70,6 +74,8 @@ TRAINING: dict[str, Config] = {
     "fashion-mnist": {"epochs": 50, "batch_size": 64, "learning_rate": 1e-3, "ema": 0.999, "patience": 10},
     "cifar10": {"epochs": 100, "batch_size": 64, "learning_rate": 1e-3, "ema": 0.9995, "patience": 10},
 }
+for _name in ("svhn", "celeba", "folder"):
+    TRAINING[_name] = TRAINING["cifar10"]
 OPTIONS = {  # of a model, on the command line
     "scales": int,
     "levels": int,
@@ -107,7 +113,8 @@ class ImageModel(nn.Module):
 
 def configuration(args: argparse.Namespace) -> Config:
     """The recipe of this flow for this data, with what the command line says instead."""
-    model = {"alpha": ALPHA, **MODELS[args.flow][args.data]}
+    data = describe_data(args.data, args.size)
+    model = {"alpha": ALPHA, **MODELS[args.flow][recipe_of(args.data)]}
     for name in OPTIONS:
         value = getattr(args, f"model_{name}")
         if value is not None and name not in model:
@@ -120,7 +127,7 @@ def configuration(args: argparse.Namespace) -> Config:
     if args.uniform and model.pop("dequantization", None) is None:
         fail(f"--flow {args.flow} has uniform dequantization anyway.")
     model = {name: value for name, value in model.items() if value is not None}
-    image_shape = DATA[args.data].image_shape
+    image_shape = data.image_shape
     multiple = _multiple(args.flow, model)
     channels, height, width = image_shape
     padded = (channels, -(-height // multiple) * multiple, -(-width // multiple) * multiple)
@@ -129,9 +136,14 @@ def configuration(args: argparse.Namespace) -> Config:
         "data": args.data,
         "image_shape": list(image_shape),
         "event_shape": list(padded),
-        "pixel_levels": DATA[args.data].levels,
+        "pixel_levels": data.levels,
         **model,
     }
+
+
+def recipe_of(data: str) -> str:
+    """The name under which the recipes of a data set stand."""
+    return "folder" if data.startswith(FOLDER) else data
 
 
 def _multiple(flow: str, model: Config) -> int:

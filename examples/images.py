@@ -2,7 +2,9 @@
 
     python examples/images.py                              8 x 8 digits from scikit-learn; minutes on a CPU
     python examples/images.py --data mnist --download      through torchvision
+    python examples/images.py --flow glow                  or nice, flowpp
     python examples/images.py --data cifar10 --root DIR --device cuda
+    python examples/images.py --data folder:PATH --size 64
     python examples/images.py --objective svi              the same by pyro.infer.SVI
     python examples/images.py --sample runs/images/checkpoint.safetensors
     python examples/images.py --describe --data cifar10    layers, shapes, number of parameters
@@ -25,7 +27,6 @@ from typing import Any
 
 import pyro
 import torch
-from image_models import MODELS, OPTIONS, TRAINING, ImageModel, build, configuration
 from pyro.infer import SVI, Trace_ELBO
 from torch import Tensor, nn
 
@@ -52,6 +53,7 @@ from common import (
     set_seed,
 )
 from image_data import DATA, load_images
+from image_models import MODELS, OPTIONS, TRAINING, ImageModel, build, configuration, recipe_of
 
 
 def pad(images: Tensor, event_shape: list[int]) -> Tensor:
@@ -114,11 +116,11 @@ def svi_update(
 def train(args: argparse.Namespace, config: Config, device: torch.device) -> None:
     set_seed(args.seed)
     recipe = {
-        **TRAINING[args.data],
-        **{k: v for k, v in vars(args).items() if k in TRAINING[args.data] and v is not None},
+        **TRAINING[recipe_of(args.data)],
+        **{k: v for k, v in vars(args).items() if k in TRAINING[recipe_of(args.data)] and v is not None},
     }
     train_images, validation_images, test_images = (
-        images.to(device) for images in load_images(args.data, args.root, download=args.download)
+        images.to(device) for images in load_images(args.data, args.root, download=args.download, size=args.size)
     )
     model = build(config).to(device)
     ema = ema_of(model, recipe["ema"])
@@ -196,7 +198,8 @@ def interpolation(path: Path, flow: Flow, config: Config, images: Tensor) -> Non
     z = cos(a) (cos(b) z1 + sin(b) z2) + sin(a) (cos(b) z3 + sin(b) z4)
     """
     flow.eval()
-    corners = (pad(images[:4], config["event_shape"]).float() + 0.5) / config["pixel_levels"]
+    four = images[torch.arange(4) % len(images)]
+    corners = (pad(four, config["event_shape"]).float() + 0.5) / config["pixel_levels"]
     z1, z2, z3, z4 = flow.transforms.inv(corners)
     angles = torch.arange(8, device=z1.device) * (2 * math.pi / 8)
     a, b = (angle[..., None, None, None] for angle in torch.meshgrid(angles, angles, indexing="ij"))
@@ -235,7 +238,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser, out="runs/images", steps=None)
     parser.add_argument("--flow", choices=list(MODELS), default="realnvp", help="family (default: %(default)s)")
-    parser.add_argument("--data", choices=list(DATA), default="digits", help="data set (default: %(default)s)")
+    parser.add_argument("--data", default="digits", help=f"{', '.join(DATA)} or folder:PATH (default: %(default)s)")
+    parser.add_argument("--size", type=int, default=32, help="side of the images of a folder (default: %(default)s)")
     parser.add_argument("--root", type=Path, default=Path("data"), help="folder of the data (default: %(default)s)")
     parser.add_argument("--download", action="store_true", help="download the data into --root if it is not there")
     parser.add_argument("--objective", choices=["mle", "svi"], default="mle", help="(default: %(default)s)")

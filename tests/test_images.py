@@ -9,6 +9,7 @@ from types import ModuleType
 import pyro
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 TINY = ["--hidden", "4", "--blocks", "1", "--device", "cpu"]
@@ -88,6 +89,37 @@ def test_padding_is_undone(images: ModuleType) -> None:
     assert padded.shape == (2, 1, 32, 32)
     assert padded[..., 28:, :].eq(0).all()
     assert torch.equal(images.crop(padded, config["image_shape"]), digits)
+
+
+def test_a_folder_of_images(images: ModuleType, tmp_path: Path) -> None:
+    for index in range(30):
+        picture = torch.randint(0, 256, (10, 13, 3), dtype=torch.uint8)
+        Image.frombytes("RGB", (13, 10), bytes(picture.flatten().tolist())).save(tmp_path / f"{index:02}.png")
+    out = tmp_path / "out"
+    options = [*TINY, "--steps", "2", "--scales", "2", "--batch-size", "8", "--out", str(out)]
+    images.main(["--data", f"folder:{tmp_path}", "--size", "8", *options])
+    assert rows(out)[-1]["test_bits_per_dim"] > 0
+    with pytest.raises(SystemExit, match="at least 4 images, but 0"):
+        images.main(["--data", f"folder:{tmp_path / 'none'}", *options])
+    with pytest.raises(SystemExit, match=r"--data is one of digits.*got moons"):
+        images.main(["--data", "moons", *options])
+
+
+@pytest.mark.parametrize("flow", ["nice", "glow", "flowpp"])
+def test_the_other_flows(images: ModuleType, flow: str, tmp_path: Path) -> None:
+    small = ["--hidden", "8", "--steps", "4", "--device", "cpu", "--out", str(tmp_path)]
+    images.main(["--flow", flow, *small])
+    last = rows(tmp_path)[-1]
+    assert 1 < last["test_bits_per_dim"] < 6
+    images.main(["--sample", str(tmp_path / "checkpoint.safetensors"), "--out", str(tmp_path / "again")])
+
+
+def test_class_conditional(tmp_path: Path) -> None:
+    conditional = pytest.importorskip("conditional")
+    conditional.main(["--flow", "glow", "--hidden", "8", "--steps", "25", "--draws", "1", "--out", str(tmp_path)])
+    last = rows(tmp_path)[-1]
+    assert last["test_accuracy"] > 0.15
+    assert (tmp_path / "samples.png").stat().st_size > 100
 
 
 def test_missing_data_is_one_sentence(images: ModuleType, tmp_path: Path) -> None:
