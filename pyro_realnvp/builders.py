@@ -6,7 +6,7 @@ ready for ``dist.TransformedDistribution(base, ...)``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Protocol
 
@@ -78,7 +78,7 @@ def realnvp_transforms(
     shape = shape_of_event("realnvp_transforms", event_shape)
     if len(shape) == 1:
         refuse("realnvp_transforms", shape, scales=scales)
-        layers = _vector_layers(
+        layers = vector_layers(
             shape,
             at_least_one("couplings", 8 if couplings is None else couplings),
             partial(MLP if net is None else net, context_dim=context_dim, context_shape=context_shape),
@@ -122,7 +122,7 @@ def nice_transforms(
     flat = Size((shape.numel(),))
     if net is None:
         net = MLP if len(shape) == 1 else partial(MLP, hidden=(1000,) * 5, activation=nn.ReLU)
-    layers = _vector_layers(
+    layers = vector_layers(
         flat,
         at_least_one("couplings", couplings),
         partial(net, context_dim=context_dim, context_shape=context_shape),
@@ -137,18 +137,20 @@ def nice_transforms(
     return [layer.inv for layer in reversed(layers)]
 
 
-def _vector_layers(
-    shape: Size, couplings: int, net: Net, transformer: type[Affine] | type[Additive], *, conditional: bool
+def vector_layers(
+    shape: Size, couplings: int, net: Net, transformer: Callable[[], Transformer], *, conditional: bool
 ) -> list[Bijection]:
-    dim, num_params = shape[0], transformer.num_parameters
+    """Couplings that transform one half of the coordinates given the other, in turns; one coordinate: elementwise."""
+    dim = shape[0]
     if dim == 1:
-        return [Elementwise(shape, transformer(), net(0, num_params) if conditional else None)]
+        alone = transformer()
+        return [Elementwise(shape, alone, net(0, alone.num_parameters) if conditional else None)]
     layers: list[Bijection] = []
     for index in range(couplings):
-        swap = index % 2 == 1
+        swap, transform = index % 2 == 1, transformer()
         changed = dim - dim // 2 if swap else dim // 2
-        conditioner = net(dim - changed, num_params * changed)
-        layers.append(SplitCoupling(shape, conditioner, transformer(), swap=swap))
+        conditioner = net(dim - changed, transform.num_parameters * changed)
+        layers.append(SplitCoupling(shape, conditioner, transform, swap=swap))
     return layers
 
 

@@ -10,10 +10,10 @@ from torch.distributions import SigmoidTransform, Transform
 
 from .attention import GatedAttention, GatedConvs
 from .bijection import Bijection
-from .builders import Net, at_least_one, shape_of_event, shape_of_map
+from .builders import at_least_one, shape_of_event, shape_of_map, vector_layers
 from .chain import Chain
 from .conditioners import MLP
-from .coupling import Elementwise, SplitCoupling
+from .coupling import SplitCoupling
 from .embedding import Embedded, Rearranged
 from .linear import InvertibleConv1x1, Permute
 from .mixture import MixtureLogistic
@@ -68,7 +68,8 @@ def flowpp_transforms(
             raise ValueError(f"flowpp_transforms of vectors takes one number of couplings, but got {couplings}.")
         count = at_least_one("couplings", 4 if couplings is None else couplings)
         vector_net = partial(MLP if net is None else net, context_dim=context_dim, context_shape=context_shape)
-        layers = _vector_layers(shape, count, components, vector_net, conditional=bool(context_dim or context_shape))
+        transformer = partial(MixtureLogistic, components)
+        layers = vector_layers(shape, count, vector_net, transformer, conditional=bool(context_dim or context_shape))
     else:
         shape_of_map(shape, context_shape)
         counts = (4, 2, 3) if couplings is None else (couplings,) if isinstance(couplings, int) else tuple(couplings)
@@ -124,19 +125,6 @@ def flowpp_dequantizer(
     )
     flow = Embedded(Arranged(outer, Chain(layers)), nn.Sequential(arrange, features), shape)
     return [flow.inv, SigmoidTransform()]
-
-
-def _vector_layers(shape: Size, count: int, components: int, net: Net, *, conditional: bool) -> list[Bijection]:
-    dim, num_params = shape[0], 2 + 3 * components
-    if dim == 1:
-        return [Elementwise(shape, MixtureLogistic(components), net(0, num_params) if conditional else None)]
-    layers: list[Bijection] = []
-    for index in range(count):
-        swap = index % 2 == 1
-        changed = dim - dim // 2 if swap else dim // 2
-        conditioner = net(dim - changed, num_params * changed)
-        layers.append(SplitCoupling(shape, conditioner, MixtureLogistic(components), swap=swap))
-    return layers
 
 
 def _image_layers(

@@ -18,6 +18,7 @@ from pyro_realnvp import (
     ActNorm,
     Additive,
     Affine,
+    Arranged,
     BatchNorm,
     Bijection,
     Chain,
@@ -26,6 +27,7 @@ from pyro_realnvp import (
     Elementwise,
     FactorOut,
     GatedAttention,
+    GatedConvs,
     InvertibleConv1x1,
     Lift,
     Logit,
@@ -45,6 +47,8 @@ from pyro_realnvp import (
     alternating,
     channelwise,
     checkerboard,
+    flowpp_dequantizer,
+    flowpp_transforms,
     glow_transforms,
     nice_transforms,
     realnvp_transforms,
@@ -55,6 +59,9 @@ mlp = partial(MLP, hidden=(8,))
 resnet = partial(ResNet, hidden=4, blocks=1)
 convnet = partial(ConvNet, hidden=4)
 attention = partial(GatedAttention, hidden=4, blocks=1, heads=2)
+calm_attention = partial(attention, dropout=0.0)
+features = partial(GatedConvs, hidden=2, blocks=1, dropout=0.0)
+small_flowpp = partial(flowpp_transforms, couplings=(1, 1, 1), components=2, net=calm_attention)
 small_glow = partial(glow_transforms, levels=2, steps=1, net=convnet)
 
 
@@ -312,6 +319,16 @@ ZOO = {
     "nice-odd": lambda: Chain(nice_transforms((5,), couplings=3, net=mlp)),
     "nice-image": lambda: Chain(nice_transforms((1, 2, 3), net=mlp)),
     "nice-context": lambda: Chain(nice_transforms(4, net=mlp, context_dim=2)),
+    "flowpp-1": lambda: Chain(flowpp_transforms(1, components=2)),
+    "flowpp-3": lambda: Chain(flowpp_transforms(3, couplings=2, components=2, net=mlp)),
+    "flowpp-context": lambda: Chain(flowpp_transforms(4, couplings=2, components=2, net=mlp, context_dim=2)),
+    "flowpp-image": lambda: calm(Chain(small_flowpp((1, 4, 4)))),
+    "flowpp-image-context": lambda: calm(Chain(small_flowpp((1, 4, 4), context_dim=2))),
+    "flowpp-image-context-map": lambda: calm(Chain(small_flowpp((1, 4, 4), context_shape=(1, 4, 4)))),
+    "flowpp-dequantizer": lambda: calm(
+        Chain(flowpp_dequantizer((1, 4, 4), couplings=1, components=2, net=calm_attention, embedding=features))
+    ),
+    "arranged": lambda: Arranged(Columns((1, 2, 4)), SplitCoupling((2, 2, 2), convnet(1, 2), Affine())),
     "glow-2": lambda: calm(Chain(glow_transforms(2, steps=2, net=mlp))),
     "glow-odd": lambda: calm(Chain(glow_transforms((5,), steps=2, net=mlp))),
     "glow-plu": lambda: calm(Chain(glow_transforms(3, steps=2, net=mlp, plu=True))),
