@@ -34,12 +34,16 @@ from common import (
     set_seed,
 )
 from image_data import DATA, load_labelled_digits
-from image_models import MODELS, TRAINING, ImageModel, build
+from image_models import MODELS, ImageModel, build, training_of
 
 CLASSES = 10
 
 
 def one_hot(labels: Tensor) -> Tensor:
+    """(N,) integers to (N, 10)."""
+    wrong = (labels < 0) | (labels >= CLASSES)
+    if wrong.any():
+        raise ValueError(f"A label is one of 0 to {CLASSES - 1}, but got {labels[wrong][0].item()}.")
     return torch.nn.functional.one_hot(labels, CLASSES).float()
 
 
@@ -67,13 +71,13 @@ def bits(log_probs: Tensor, labels: Tensor) -> Tensor:
 
 def train(args: argparse.Namespace, config: Config, device: torch.device) -> None:
     set_seed(args.seed)
-    recipe = TRAINING["digits"]
+    recipe = training_of(args.flow, "digits")
     splits = [(images.to(device), labels.to(device)) for images, labels in load_labelled_digits()]
     (train_images, train_labels), validation, test = splits
     model = build(config).to(device)
     ema = ema_of(model, recipe["ema"])
     epoch = len(train_images) // recipe["batch_size"]
-    steps = args.epochs * epoch if args.steps is None else args.steps
+    steps = (recipe["epochs"] if args.epochs is None else args.epochs) * epoch if args.steps is None else args.steps
     metrics = Metrics(args.out)
     indices = batches_of(torch.arange(len(train_images), device=device), recipe["batch_size"])
     first = next(indices)
@@ -129,7 +133,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser, out="runs/conditional", steps=None)
     parser.add_argument("--flow", choices=["realnvp", "glow", "flowpp"], default="realnvp", help="(default: realnvp)")
-    parser.add_argument("--epochs", type=int, default=TRAINING["digits"]["epochs"], help="(default: %(default)s)")
+    parser.add_argument("--epochs", type=int, help="(default: that of the recipe)")
     parser.add_argument("--draws", type=int, default=10, help="dequantizations a test image (default: %(default)s)")
     parser.add_argument("--hidden", type=int, help="feature maps of the networks")
     args = parser.parse_args(argv)

@@ -146,6 +146,13 @@ def recipe_of(data: str) -> str:
     return "folder" if data.startswith(FOLDER) else data
 
 
+def training_of(flow: str, data: str) -> Config:
+    """How this flow is trained on this data."""
+    name = recipe_of(data)
+    longer = {"epochs": 60} if name == "digits" and flow in ("glow", "flowpp") else {}
+    return {**TRAINING[name], **longer}
+
+
 def _multiple(flow: str, model: Config) -> int:
     """What height and width must be divisible by."""
     if flow == "flowpp":

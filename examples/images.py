@@ -53,7 +53,7 @@ from common import (
     set_seed,
 )
 from image_data import DATA, load_images
-from image_models import MODELS, OPTIONS, TRAINING, ImageModel, build, configuration, recipe_of
+from image_models import MODELS, OPTIONS, ImageModel, build, configuration, training_of
 
 
 def pad(images: Tensor, event_shape: list[int]) -> Tensor:
@@ -115,10 +115,8 @@ def svi_update(
 
 def train(args: argparse.Namespace, config: Config, device: torch.device) -> None:
     set_seed(args.seed)
-    recipe = {
-        **TRAINING[recipe_of(args.data)],
-        **{k: v for k, v in vars(args).items() if k in TRAINING[recipe_of(args.data)] and v is not None},
-    }
+    recipe = training_of(args.flow, args.data)
+    recipe |= {name: value for name, value in vars(args).items() if name in recipe and value is not None}
     train_images, validation_images, test_images = (
         images.to(device) for images in load_images(args.data, args.root, download=args.download, size=args.size)
     )

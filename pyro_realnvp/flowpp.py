@@ -13,9 +13,10 @@ from .bijection import Bijection
 from .builders import at_least_one, shape_of_event, shape_of_map, vector_layers
 from .chain import Chain
 from .conditioners import MLP
-from .coupling import SplitCoupling
+from .coupling import MaskedCoupling, SplitCoupling
 from .embedding import Embedded, Rearranged
 from .linear import InvertibleConv1x1, Permute
+from .masks import checkerboard
 from .mixture import MixtureLogistic
 from .multiscale import Arranged, Columns, Parallel, Squeeze
 from .normalization import ActNorm
@@ -30,6 +31,7 @@ def flowpp_transforms(
     components: int = 32,
     net: Callable[..., nn.Module] | None = None,
     pointwise: bool = True,
+    true_checkerboard: bool = False,
     context_dim: int = 0,
     context_shape: Sequence[int] | None = None,
 ) -> list[Bijection]:
@@ -50,6 +52,7 @@ def flowpp_transforms(
         net: builds the networks, with ``size=(height, width)`` for images; ``GatedAttention`` by default, for vectors
             ``MLP``.
         pointwise: whether there are 1x1 convolutions in an image flow.
+        true_checkerboard: the checkerboard that the paper describes, in place of the columns of the released code.
         context_dim: length of the context vector of a conditional flow.
         context_shape: (C, H, W) of its context map, instead; the networks see it with the even and the odd columns, and
             where the image is squeezed the pixels of a block, as channels of their own.
@@ -77,7 +80,11 @@ def flowpp_transforms(
             raise ValueError(f"flowpp_transforms of images takes one or three numbers of couplings, but got {counts}.")
         network = GatedAttention if net is None else net
         build = partial(_couplings, components=components, net=network, pointwise=pointwise, context_dim=context_dim)
-        layers = _image_layers(shape, counts, build, None if context_shape is None else Size(context_shape))
+        board = partial(
+            _masked_couplings, components=components, net=network, pointwise=pointwise, context_dim=context_dim
+        )
+        context_map = None if context_shape is None else Size(context_shape)
+        layers = _image_layers(shape, counts, build, board if true_checkerboard else None, context_map)
     return [layer.inv for layer in reversed(layers)]
 
 
@@ -128,14 +135,19 @@ def flowpp_dequantizer(
 
 
 def _image_layers(
-    shape: Size, counts: tuple[int, ...], build: Callable[..., list[Bijection]], context_shape: Size | None
+    shape: Size,
+    counts: tuple[int, ...],
+    build: Callable[..., list[Bijection]],
+    board: Callable[..., list[Bijection]] | None,
+    context_shape: Size | None,
 ) -> list[Bijection]:
-    def group(outer: list[Bijection], count: int) -> Bijection:
-        """Couplings between the halves of the channels behind ``outer``, which is undone again."""
+    def group(outer: list[Bijection], count: int, couplings: Callable[..., list[Bijection]] = build) -> Bijection:
+        """Couplings on the arrangement that ``outer`` makes, which is undone again."""
+        inner_shape = outer[-1].output_shape if outer else shape
         arrange = None if context_shape is None else Rearranged(context_shape, outer)
         inner_context = None if arrange is None else arrange.output_shape
-        layers = build(outer[-1].output_shape, at_least_one("couplings", count), context_shape=inner_context)
-        arranged = Arranged(Chain(outer), Chain(layers))
+        chain = Chain(couplings(inner_shape, at_least_one("couplings", count), context_shape=inner_context))
+        arranged = Arranged(Chain(outer), chain) if outer else chain
         return arranged if arrange is None or context_shape is None else Embedded(arranged, arrange, context_shape)
 
     def squeezed() -> list[Bijection]:
@@ -144,11 +156,15 @@ def _image_layers(
         order = [4 * c + slot for slot in range(4) for c in range(shape[0])]
         return [squeeze, Permute(squeeze.output_shape, order)]
 
-    layers = [group([Columns(shape)], counts[0])]
+    def spatial(outer: list[Bijection], count: int) -> Bijection:
+        inner_shape = outer[-1].output_shape if outer else shape
+        if board is None:
+            return group([*outer, Columns(inner_shape)], count)
+        return group(outer, count, board)
+
+    layers = [spatial([], counts[0])]
     if len(counts) == 3:
-        layers.append(group(squeezed(), counts[1]))
-        arranged = squeezed()
-        layers.append(group([*arranged, Columns(arranged[-1].output_shape)], counts[2]))
+        layers += [group(squeezed(), counts[1]), spatial(squeezed(), counts[2])]
     return layers
 
 
@@ -172,4 +188,32 @@ def _couplings(
         if pointwise:
             layers.append(Parallel(InvertibleConv1x1(half), InvertibleConv1x1(half)))
         layers.append(SplitCoupling(shape, conditioner, transformer, swap=index % 2 == 1))
+    return layers
+
+
+def _masked_couplings(
+    shape: Size,
+    count: int,
+    *,
+    components: int,
+    net: Callable[..., nn.Module],
+    pointwise: bool,
+    context_dim: int = 0,
+    context_shape: Size | None = None,
+) -> list[Bijection]:
+    layers: list[Bijection] = []
+    for index in range(count):
+        transformer, mask = MixtureLogistic(components), checkerboard(shape, flip=index % 2 == 1)
+        conditioner = net(
+            shape[0],
+            transformer.num_parameters * shape[0],
+            size=tuple(shape[1:]),
+            mask=mask,
+            context_dim=context_dim,
+            context_shape=context_shape,
+        )
+        layers.append(ActNorm(shape, per_position=True))
+        if pointwise:
+            layers.append(InvertibleConv1x1(shape))
+        layers.append(MaskedCoupling(mask, conditioner, transformer))
     return layers

@@ -119,6 +119,8 @@ def test_class_conditional(tmp_path: Path) -> None:
     conditional.main(["--flow", "glow", "--hidden", "8", "--steps", "25", "--draws", "1", "--out", str(tmp_path)])
     last = rows(tmp_path)[-1]
     assert last["test_accuracy"] > 0.15
+    with pytest.raises(ValueError, match="one of 0 to 9, but got 12"):
+        conditional.one_hot(torch.tensor([3, 12]))
     assert (tmp_path / "samples.png").stat().st_size > 100
 
 

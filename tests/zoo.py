@@ -323,6 +323,7 @@ ZOO = {
     "flowpp-3": lambda: Chain(flowpp_transforms(3, couplings=2, components=2, net=mlp)),
     "flowpp-context": lambda: Chain(flowpp_transforms(4, couplings=2, components=2, net=mlp, context_dim=2)),
     "flowpp-image": lambda: calm(Chain(small_flowpp((1, 4, 4)))),
+    "flowpp-checkerboard": lambda: calm(Chain(small_flowpp((1, 4, 4), true_checkerboard=True))),
     "flowpp-image-context": lambda: calm(Chain(small_flowpp((1, 4, 4), context_dim=2))),
     "flowpp-image-context-map": lambda: calm(Chain(small_flowpp((1, 4, 4), context_shape=(1, 4, 4)))),
     "flowpp-dequantizer": lambda: calm(
