@@ -255,7 +255,7 @@ def image_grid(images: Tensor, columns: int, *, gap: int = 1) -> Tensor:
 
 def save_grids(path: Path, panels: Mapping[str, Tensor], columns: int) -> None:
     """One picture with a titled image grid for every entry, side by side."""
-    figure, axes = plt.subplots(1, len(panels), figsize=(5 * len(panels), 5.2), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(1, len(panels), figsize=(5 * len(panels), 5.5), squeeze=False, layout="constrained")
     for axis, (title, images) in zip(axes[0], panels.items(), strict=True):
         grid = image_grid(images, columns).numpy()
         axis.imshow(grid if grid.shape[-1] == 3 else grid[..., 0], cmap="gray", vmin=0, vmax=1, interpolation="nearest")

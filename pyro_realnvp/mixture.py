@@ -23,8 +23,7 @@ class _Components(NamedTuple):
 
     def at(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """u = logit F(x) and log du/dx, where F is the distribution function of the mixture."""
-        z = (x.unsqueeze(self.dim) - self.mean) * (-self.log_scale).exp()
-        below, above = logsigmoid(z), logsigmoid(-z)
+        below, above = self._sides(x)
         of_f, of_s = self.log_weight + below, self.log_weight + above
         u = of_f.logsumexp(self.dim) - of_s.logsumexp(self.dim)
         # log f / (F S) = log (f/F + f/S), each a mean over components: the large terms of a far tail do not meet.
@@ -34,12 +33,16 @@ class _Components(NamedTuple):
 
     def near(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The same at less cost, the second one coarse in the far tails: good enough to find the way."""
-        z = (x.unsqueeze(self.dim) - self.mean) * (-self.log_scale).exp()
-        below, above = logsigmoid(z), logsigmoid(-z)
+        below, above = self._sides(x)
         log_f = (self.log_weight + below).logsumexp(self.dim)
         log_s = (self.log_weight + above).logsumexp(self.dim)
         log_density = (self.log_weight + below + above - self.log_scale).logsumexp(self.dim)
         return log_f - log_s, log_density - log_f - log_s
+
+    def _sides(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Of every component: the logarithms of its probability below x and above."""
+        z = (x.unsqueeze(self.dim) - self.mean) * (-self.log_scale).exp()
+        return logsigmoid(z), logsigmoid(-z)
 
     def detach(self) -> _Components:
         return _Components(self.log_weight.detach(), self.mean.detach(), self.log_scale.detach(), self.dim)
