@@ -14,9 +14,11 @@ from .flows import DiagonalNormal, Flow, StandardLogistic, StandardNormal
 from .glow import glow_transforms
 from .linear import InvertibleConv1x1, Permute, Scale
 from .masks import alternating, channelwise, checkerboard
+from .memory import rebuild, recompute
 from .mixture import MixtureLogistic
 from .multiscale import Arranged, Columns, FactorOut, Parallel, Squeeze, Squeezed
 from .normalization import ActNorm, BatchNorm, recalibrate
+from .reversible import Reversible
 from .transformers import Additive, Affine, SigmoidScale, SoftClipScale, SoftplusScale, TanhScale
 
 __version__ = "0.1.0"
@@ -51,6 +53,7 @@ __all__ = [
     "Parallel",
     "Permute",
     "ResNet",
+    "Reversible",
     "Scale",
     "SigmoidScale",
     "SoftClipScale",
@@ -70,5 +73,7 @@ __all__ = [
     "glow_transforms",
     "nice_transforms",
     "realnvp_transforms",
+    "rebuild",
     "recalibrate",
+    "recompute",
 ]

@@ -10,6 +10,8 @@ from torch import Size, Tensor
 from torch.distributions import Transform, constraints
 
 from .bijection import Bijection, sum_rightmost
+from .replay import can_replay
+from .reversible import Step, run_reversibly
 
 __all__ = ["Chain", "Lift"]
 
@@ -27,9 +29,15 @@ class Chain(Bijection):
         event_shape: shape of one x; by default what the first part that knows its shape implies.
         cache_size: 1 remembers the last result, 0 does not.
 
+    With ``rebuilds``, which :func:`~pyro_realnvp.rebuild` sets, backward inverts reversible parts instead of storing
+    what they have computed.
+
     Raises:
         ValueError: if there is no part, or one does not fit the shape that the part before it gives.
     """
+
+    rebuilds = False
+    tolerance: float | None = None
 
     def __init__(
         self, bijections: Iterable[Transform], event_shape: Sequence[int] | None = None, *, cache_size: int = 1
@@ -68,6 +76,8 @@ class Chain(Bijection):
         return next((part.context_shape for part in self if part.context_shape is not None), None)
 
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        if self.rebuilds and can_replay():
+            return run_reversibly(self._steps(inverse=False), x, context, self.tolerance)
         ndim = len(self.event_shape)
         log_dets: list[Tensor] = []
         for part in self.bijections:
@@ -78,6 +88,8 @@ class Chain(Bijection):
         return x, sum(log_dets[1:], log_dets[0])
 
     def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        if self.rebuilds and can_replay():
+            return run_reversibly(self._steps(inverse=True), y, context, self.tolerance)
         ndim = len(self.output_shape)
         log_dets: list[Tensor] = []
         for part in reversed(self.bijections):
@@ -87,8 +99,23 @@ class Chain(Bijection):
             ndim = extra + len(part.event_shape)
         return y, sum(log_dets[1:], log_dets[0])
 
+    def _steps(self, *, inverse: bool) -> list[Step]:
+        ndim = len(self.output_shape if inverse else self.event_shape)
+        steps: list[Step] = []
+        for part in reversed(self.bijections) if inverse else self.bijections:
+            given, made = part.event_shape, part.output_shape
+            if inverse:
+                given, made = made, given
+            steps.append(Step(part, inverse, ndim - len(given)))
+            ndim += len(made) - len(given)
+        return steps
+
     def with_cache(self, cache_size: int = 1) -> Bijection:
-        return self if cache_size == self._cache_size else Chain(self, self.event_shape, cache_size=cache_size)
+        if cache_size == self._cache_size:
+            return self
+        chain = Chain(self, self.event_shape, cache_size=cache_size)
+        chain.rebuilds, chain.tolerance = self.rebuilds, self.tolerance
+        return chain
 
     def __len__(self) -> int:
         return len(self._modules)
@@ -104,6 +131,9 @@ class Chain(Bijection):
 
     def __getitem__(self, index: int | slice) -> Bijection | Chain:
         return Chain(self.bijections[index]) if isinstance(index, slice) else self.bijections[index]
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + (", rebuilds=True" if self.rebuilds else "")
 
 
 def _entering(parts: Sequence[Transform]) -> Size:

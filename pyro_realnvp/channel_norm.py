@@ -32,6 +32,11 @@ class ChannelNorm(nn.Module):
         self.register_buffer("initialized", torch.tensor(False))
         self._is_initialized = False  # the buffer without a host synchronisation, or a data-dependent branch
 
+    @property
+    def is_fixed(self) -> bool:
+        """Whether no batch will initialise it now."""
+        return self._is_initialized or not self.training
+
     def forward(self, x: Tensor) -> Tensor:
         self.initialize_once(x)
         shape = self.shift.shape + (1,) * (x.dim() - 1 - self.shift.dim())

@@ -8,30 +8,45 @@ Dinh et al. (2017), section 3.2.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Size, Tensor, nn
 
-from .bijection import Bijection, sum_rightmost
+from .bijection import sum_rightmost
+from .replay import can_replay, recomputed
+from .reversible import Retraced, Reversible
 from .statistics import hold_statistics
 from .transformers import Transformer
 
 __all__ = ["Elementwise", "MaskedCoupling", "SplitCoupling"]
 
+Direction = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]
 
-def _theta(conditioner: nn.Module, x: Tensor, context: Tensor | None, channels: int, dim: int) -> Tensor:
+
+def _theta(conditioner: Any, x: Tensor, context: Tensor | None, channels: int, dim: int) -> Tensor:
     params = conditioner(x) if context is None else conditioner(x, context)
     if params.shape[dim] != channels:  # fewer would broadcast, to a wrong log-determinant
         raise ValueError(
             f"A coupling needs {channels} parameters at every place, but its conditioner {type(conditioner).__name__} "
             f"gave {params.shape[dim]}."
         )
-    return params
+    return params.to(x.dtype)  # under autocast the map is computed in the precision of x, or it would not be inverted
 
 
-class _Coupling(Bijection):
-    def __init__(self, event_shape: Sequence[int], conditioner: nn.Module, transformer: Transformer) -> None:
+def _applied(transformer: Transformer, inverse: bool) -> Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]:
+    return transformer.inverse_and_log_det if inverse else transformer.forward_and_log_det
+
+
+class _Coupling(Reversible):
+    """With ``recomputes``, which :func:`~pyro_realnvp.recompute` sets, backward evaluates the network again."""
+
+    recomputes = False
+
+    def __init__(self, event_shape: Sequence[int], conditioner: nn.Module | None, transformer: Transformer) -> None:
         super().__init__(event_shape)
         self.conditioner = conditioner
         self.transformer = transformer
@@ -39,6 +54,47 @@ class _Coupling(Bijection):
     @property
     def context_shape(self) -> Size | None:
         return getattr(self.conditioner, "context_shape", None)
+
+    @abstractmethod
+    def _params(self, x: Tensor, context: Tensor | None) -> Tensor:
+        """theta, which depends on the unchanged part of x alone, and so is the same for x and y."""
+
+    @abstractmethod
+    def _moved(self, x: Tensor, params: Tensor, *, inverse: bool) -> tuple[Tensor, Tensor]:
+        """x with its other part moved by g or its inverse, and the log-determinant."""
+
+    def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self._computed(self._forward, x, context)
+
+    def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self._computed(self._backward, y, context)
+
+    def _computed(self, function: Direction, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        if self.recomputes and can_replay():
+            return recomputed(self, function, x, context)
+        return function(x, context)
+
+    def _forward(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        return self._moved(x, self._params(x, context), inverse=False)
+
+    def _backward(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        with hold_statistics():
+            params = self._params(y, context)
+        return self._moved(y, params, inverse=True)
+
+    @property
+    def is_reversible(self) -> bool:
+        return self.transformer.closed_form
+
+    def retrace(self, y: Tensor, context: Tensor | None, *, inverse: bool) -> Retraced:
+        # One evaluation of the network, since it sees the same in x and in y; so theta is what it was, to the last bit.
+        unchanged = y.detach().requires_grad_()
+        with hold_statistics() if inverse else nullcontext():
+            params = self._params(unchanged, context)
+        with torch.no_grad():
+            x = self._moved(y, params, inverse=not inverse)[0]
+        leaf = x.detach().requires_grad_()
+        return Retraced(x, (unchanged, leaf), *self._moved(leaf, params, inverse=inverse))
 
 
 class MaskedCoupling(_Coupling):
@@ -69,19 +125,12 @@ class MaskedCoupling(_Coupling):
         self.register_buffer("mask", mask, persistent=False)
         self._channels = transformer.num_parameters * mask.shape[0]
 
-    def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        params = _theta(self.conditioner, torch.where(self.mask, x, 0), context, self._channels, -self.mask.dim())
-        y, log_det = self.transformer.forward_and_log_det(x, params, -self.mask.dim())
-        return torch.where(self.mask, x, y), self._sum(log_det)
+    def _params(self, x: Tensor, context: Tensor | None) -> Tensor:
+        return _theta(self.conditioner, torch.where(self.mask, x, 0), context, self._channels, -self.mask.dim())
 
-    def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        with hold_statistics():
-            params = _theta(self.conditioner, torch.where(self.mask, y, 0), context, self._channels, -self.mask.dim())
-        x, log_det = self.transformer.inverse_and_log_det(y, params, -self.mask.dim())
-        return torch.where(self.mask, y, x), self._sum(log_det)
-
-    def _sum(self, log_det: Tensor) -> Tensor:
-        return sum_rightmost(torch.where(self.mask, 0, log_det), self.mask.dim())
+    def _moved(self, x: Tensor, params: Tensor, *, inverse: bool) -> tuple[Tensor, Tensor]:
+        y, log_det = _applied(self.transformer, inverse)(x, params, -self.mask.dim())
+        return torch.where(self.mask, x, y), sum_rightmost(torch.where(self.mask, 0, log_det), self.mask.dim())
 
 
 class SplitCoupling(_Coupling):
@@ -112,20 +161,15 @@ class SplitCoupling(_Coupling):
         self.sizes = (channels - channels // 2, channels // 2)
         self._channels = transformer.num_parameters * self.sizes[0 if swap else 1]
 
-    def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def _params(self, x: Tensor, context: Tensor | None) -> Tensor:
+        dim = -len(self.event_shape)
+        return _theta(self.conditioner, self._split(x, dim)[0], context, self._channels, dim)
+
+    def _moved(self, x: Tensor, params: Tensor, *, inverse: bool) -> tuple[Tensor, Tensor]:
         dim = -len(self.event_shape)
         kept, x2 = self._split(x, dim)
-        params = _theta(self.conditioner, kept, context, self._channels, dim)
-        y2, log_det = self.transformer.forward_and_log_det(x2, params, dim)
+        y2, log_det = _applied(self.transformer, inverse)(x2, params, dim)
         return self._merge(kept, y2, dim), sum_rightmost(log_det, -dim)
-
-    def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        dim = -len(self.event_shape)
-        kept, y2 = self._split(y, dim)
-        with hold_statistics():
-            params = _theta(self.conditioner, kept, context, self._channels, dim)
-        x2, log_det = self.transformer.inverse_and_log_det(y2, params, dim)
-        return self._merge(kept, x2, dim), sum_rightmost(log_det, -dim)
 
     def _split(self, x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
         first, second = x.split(self.sizes, dim)
@@ -138,7 +182,7 @@ class SplitCoupling(_Coupling):
         return super().extra_repr() + (", swap=True" if self.swap else "")
 
 
-class Elementwise(Bijection):
+class Elementwise(_Coupling):
     """Transforms every element without looking at the others: y = g(x; theta(context)).
 
     What remains of a coupling when there is nothing to condition on, as in one dimension.
@@ -153,27 +197,9 @@ class Elementwise(Bijection):
     def __init__(
         self, event_shape: Sequence[int], transformer: Transformer, conditioner: nn.Module | None = None
     ) -> None:
-        super().__init__(event_shape)
-        self.transformer = transformer
-        self.conditioner = conditioner
+        super().__init__(event_shape, conditioner, transformer)
         count = transformer.num_parameters * event_shape[0]
         self.theta = nn.Parameter(torch.zeros(count, *event_shape[1:])) if conditioner is None else None
-
-    @property
-    def context_shape(self) -> Size | None:
-        return getattr(self.conditioner, "context_shape", None)
-
-    def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        dim = -len(self.event_shape)
-        y, log_det = self.transformer.forward_and_log_det(x, self._params(x, context), dim)
-        return y, sum_rightmost(log_det.expand_as(y), -dim)
-
-    def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        dim = -len(self.event_shape)
-        with hold_statistics():
-            params = self._params(y, context)
-        x, log_det = self.transformer.inverse_and_log_det(y, params, dim)
-        return x, sum_rightmost(log_det.expand_as(x), -dim)
 
     def _params(self, x: Tensor, context: Tensor | None) -> Tensor:
         if self.conditioner is not None:
@@ -186,3 +212,8 @@ class Elementwise(Bijection):
                 f"pass context_dim or context_shape when building."
             )
         return self.theta  # type: ignore[return-value]
+
+    def _moved(self, x: Tensor, params: Tensor, *, inverse: bool) -> tuple[Tensor, Tensor]:
+        dim = -len(self.event_shape)
+        y, log_det = _applied(self.transformer, inverse)(x, params, dim)
+        return y, sum_rightmost(log_det.expand_as(y), -dim)

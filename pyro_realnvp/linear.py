@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .bijection import Bijection
 from .normalization import ActNorm
+from .reversible import Reversible
 
 __all__ = ["InvertibleConv1x1", "Permute", "Scale"]
 
 
-class Scale(Bijection):
+class Scale(Reversible):
     """Scales every element: y = x exp(log_scale), log|det dy/dx| = sum log_scale. Dinh et al. (2014), section 3.3.
 
     Args:
@@ -35,7 +35,7 @@ class Scale(Bijection):
         return self.log_scale.sum().expand(x.shape[: x.dim() - len(self.event_shape)])
 
 
-class Permute(Bijection):
+class Permute(Reversible):
     """Reorders the channels of an image, or the coordinates of a vector: y_c = x_{p(c)}, log|det dy/dx| = 0.
 
     Args:
@@ -109,7 +109,7 @@ class _Factorized(nn.Module):
         return self.permutation @ lower @ upper, self.log_s.sum()
 
 
-class InvertibleConv1x1(Bijection):
+class InvertibleConv1x1(Reversible):
     """A learned linear map of the channels at every place. Kingma & Dhariwal (2018), section 3.2.
 
         y_ij = W x_ij,   log|det dy/dx| = H W log|det W|
@@ -137,6 +137,10 @@ class InvertibleConv1x1(Bijection):
             )
         self.norm = norm
         self.matrix = (_Factorized if plu else _Plain)(event_shape[0])
+
+    @property
+    def is_reversible(self) -> bool:
+        return self.norm is None or self.norm.is_reversible
 
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         if self.norm is not None:

@@ -12,6 +12,7 @@ import torch
 from torch import Size, Tensor
 
 from .bijection import Bijection
+from .reversible import Reversible
 
 __all__ = ["Arranged", "Columns", "FactorOut", "Parallel", "Squeeze", "Squeezed"]
 
@@ -49,7 +50,7 @@ def _unsqueeze(y: Tensor, *, ordered: bool) -> Tensor:
     return y.reshape(*batch, channels, 2 * height, 2 * width)
 
 
-class Squeeze(Bijection):
+class Squeeze(Reversible):
     """Turns every 2 x 2 block of pixels into 4 channels; log|det dy/dx| = 0. Dinh et al. (2017), section 3.6, figure 3.
 
     Plain order: pixel (dy, dx) of channel c becomes channel 4 c + 2 dy + dx. Ordered, for factoring out: all channels
@@ -153,7 +154,7 @@ class FactorOut(Bijection):
         return torch.cat([x1, y2], -3), log_det
 
 
-class Columns(Bijection):
+class Columns(Reversible):
     """Puts the odd columns of an image behind the even ones, as further channels; log|det dy/dx| = 0.
 
     What the released code of Flow++ splits by, under the name of a checkerboard.

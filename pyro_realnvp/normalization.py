@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .bijection import Bijection
 from .channel_norm import ChannelNorm
+from .reversible import Reversible
 from .statistics import statistics_are_held
 
 __all__ = ["ActNorm", "BatchNorm", "recalibrate"]
 
 
-class _ChannelMap(Bijection):
+class _ChannelMap(Reversible):
     """A map with one set of numbers per channel of an image, or per coordinate of a vector."""
 
     def __init__(self, event_shape: Sequence[int]) -> None:
@@ -86,6 +86,10 @@ class BatchNorm(_ChannelMap):
         self.register_buffer("running_var", torch.ones(channels))
         self.register_buffer("last_mean", torch.zeros(channels), persistent=False)
         self.register_buffer("last_var", torch.ones(channels), persistent=False)
+
+    @property
+    def is_reversible(self) -> bool:
+        return not self.training  # gradients flow through the statistics of the batch, which the inverse does not know
 
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         mean, var = self._batch_statistics(x) if self.training else (self.running_mean, self.running_var)
@@ -170,6 +174,10 @@ class ActNorm(_ChannelMap):
     @property
     def initialized(self) -> Tensor:
         return self.norm.initialized
+
+    @property
+    def is_reversible(self) -> bool:
+        return self.norm.is_fixed
 
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         self.initialize_once(x)

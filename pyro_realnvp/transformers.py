@@ -20,6 +20,7 @@ class Transformer(nn.Module):
     """A monotone map of every element x, given P parameters for it."""
 
     num_parameters: int
+    closed_form = False  #: whether the inverse is as exact as the forward map: no search, no saturation
 
     @abstractmethod
     def forward_and_log_det(self, x: Tensor, params: Tensor, dim: int) -> tuple[Tensor, Tensor]:
@@ -34,6 +35,7 @@ class Additive(Transformer):
     """y = x + shift, with log|dy/dx| = 0. Dinh et al. (2014), equation 9. One parameter: shift."""
 
     num_parameters = 1
+    closed_form = True
 
     def forward_and_log_det(self, x: Tensor, params: Tensor, dim: int) -> tuple[Tensor, Tensor]:
         return x + params, torch.zeros_like(x)
@@ -53,6 +55,7 @@ class Affine(Transformer):
     """
 
     num_parameters = 2
+    closed_form = True
 
     def __init__(self, scale: nn.Module | None = None) -> None:
         super().__init__()

@@ -52,6 +52,8 @@ from pyro_realnvp import (
     glow_transforms,
     nice_transforms,
     realnvp_transforms,
+    rebuild,
+    recompute,
 )
 from pyro_realnvp.convnet import ZeroConv
 
@@ -285,6 +287,11 @@ ZOO = {
     "chain-of-chains": lambda: Chain([Chain([split((3,)), Scale((3,))]), Chain([split((3,), swap=True)]).inv]),
     "chain-context": lambda: Chain([Scale((3,)), split((3,), context_dim=2), Permute((3,), [1, 2, 0])]),
     "chain-changes-shape": lambda: Chain([Squeeze((1, 4, 2)), split((4, 2, 1)), initialized(ActNorm((4, 2, 1)))]),
+    "rebuilt": lambda: rebuild(
+        Chain([split((3,)), Scale((3,)).inv, split((3,), swap=True), initialized(ActNorm((3,)))])
+    ),
+    "rebuilt-context": lambda: rebuild(Chain(realnvp_transforms(4, couplings=3, net=mlp, context_dim=2))),
+    "recomputed": lambda: recompute(Chain([split((3,)), split((3,), swap=True)])),
     "chain-logit": lambda: Chain([Logit(0.05), split((3,)), Logit(0.1).inv]),
     "chain-torch": lambda: Chain([AffineTransform(1.0, -2.0), split((3,)), SigmoidTransform()]),
     "chain-reshape": lambda: Chain([ReshapeTransform((4,), (1, 2, 2)), masked(checkerboard((1, 2, 2)))]),

@@ -1,0 +1,87 @@
+"""Computing again, in backward, what forward has computed: in the same state, and without leaving a trace."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from .statistics import hold_statistics, statistics_are_held
+
+__all__ = ["Replay", "can_replay", "recomputed", "tensors_of"]
+
+
+def can_replay() -> bool:
+    """Whether backward can compute again: in eager code, with gradients, and under no function transform.
+
+    A compiler decides by itself what to keep for backward.
+    """
+    compiling = torch.compiler.is_compiling()
+    return torch.is_grad_enabled() and not compiling and not torch._C._are_functorch_transforms_active()
+
+
+def tensors_of(modules: Iterable[nn.Module]) -> list[Tensor]:
+    """Everything in them that a gradient flows to, once."""
+    found = (t for module in modules for t in (*module.parameters(), *module.buffers()) if t.requires_grad)
+    return list({id(t): t for t in found}.values())
+
+
+class Replay:
+    """A context in which Modules compute what they did when it was made.
+
+    Parameters are not copied: a change of them after :meth:`computed` is an error, as it is in a plain graph. Running
+    statistics move copies meanwhile, of which nothing is left.
+
+    Raises:
+        RuntimeError: on entering, if a parameter or the training mode has changed.
+    """
+
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        self.modules = [part for module in modules for part in module.modules()]
+        self._state: list[Any] = []
+        self._held = statistics_are_held()
+        self._stack = ExitStack()
+
+    def computed(self) -> None:
+        """To be called after forward, in which networks may initialise themselves."""
+        self._state = self._now()
+
+    def _now(self) -> list[Any]:
+        tensors = [p for part in self.modules for p in part._parameters.values() if p is not None]
+        return [[part.training for part in self.modules], [id(p) for p in tensors], [p._version for p in tensors]]
+
+    def __enter__(self) -> None:
+        if self._now() != self._state:
+            raise RuntimeError(
+                "The parameters or the training mode of a flow have changed between forward and backward, "
+                "which computes the activations again."
+            )
+        self._stack = ExitStack()
+        self._stack.enter_context(hold_statistics() if self._held else nullcontext())
+        for part in self.modules:
+            if part.training and part._buffers:
+                self._stack.callback(part._buffers.update, dict(part._buffers))
+                part._buffers.update({name: _copy(buffer) for name, buffer in part._buffers.items()})
+
+    def __exit__(self, *exception: object) -> None:
+        self._stack.close()
+
+
+def _copy(buffer: Tensor | None) -> Tensor | None:
+    return buffer if buffer is None or buffer.requires_grad else buffer.clone()
+
+
+def recomputed(
+    module: nn.Module, function: Callable[..., tuple[Tensor, Tensor]], x: Tensor, context: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """``function(x, context)`` of a Module, for which backward keeps these two alone and computes the rest again."""
+    replay = Replay([module])
+    result: tuple[Tensor, Tensor] = checkpoint(
+        function, x, context, use_reentrant=False, context_fn=lambda: (nullcontext(), replay)
+    )
+    replay.computed()
+    return result
