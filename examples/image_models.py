@@ -126,6 +126,10 @@ def configuration(args: argparse.Namespace) -> Config:
         model["couplings"] = args.couplings if isinstance(model["couplings"], list) else args.couplings[0]
     if args.uniform and model.pop("dequantization", None) is None:
         fail(f"--flow {args.flow} has uniform dequantization anyway.")
+    if args.packed:
+        if args.flow != "realnvp":
+            fail(f"--packed does not apply to --flow {args.flow}.")
+        model["packed"] = True
     model = {name: value for name, value in model.items() if value is not None}
     image_shape = data.image_shape
     multiple = _multiple(args.flow, model)
@@ -160,7 +164,11 @@ def _multiple(flow: str, model: Config) -> int:
     """What height and width must be divisible by."""
     if flow == "flowpp":
         return 4 if len(model["couplings"]) == 3 else 2
-    halvings = {"realnvp": model.get("scales", 1) - 1, "glow": model.get("levels", 0), "nice": 0}
+    halvings = {
+        "realnvp": model.get("scales", 1) - (not model.get("packed")),
+        "glow": model.get("levels", 0),
+        "nice": 0,
+    }
     return 2 ** halvings[flow]
 
 
@@ -175,7 +183,9 @@ def build(config: Config) -> ImageModel:
     net: Any
     if config["flow"] == "realnvp":
         net = partial(ResNet, hidden=config["hidden"], blocks=config["blocks"], dropout=config["dropout"])
-        transforms = realnvp_transforms(shape, scales=config["scales"], net=net, context_dim=classes)
+        transforms = realnvp_transforms(
+            shape, scales=config["scales"], net=net, packed=config.get("packed", False), context_dim=classes
+        )
     elif config["flow"] == "nice":
         net = partial(MLP, hidden=(config["hidden"],) * config["blocks"], activation=nn.ReLU)
         transforms = nice_transforms(shape, couplings=config["couplings"], net=net, context_dim=classes)

@@ -253,6 +253,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         # --steps are gradient steps; those of a level of Glow need another name
         recipe.add_argument(f"--{'level-steps' if name == 'steps' else name}", dest=f"model_{name}", type=kind)
     recipe.add_argument("--couplings", type=int, nargs="+")
+    recipe.add_argument("--packed", action="store_true", help="checkerboard couplings on boards of half the size")
     recipe.add_argument("--uniform", action="store_true", help="uniform instead of variational dequantization")
     return parser.parse_args(argv)
 

@@ -16,7 +16,7 @@ from .linear import InvertibleConv1x1, Permute, Scale
 from .masks import alternating, channelwise, checkerboard
 from .memory import rebuild, recompute
 from .mixture import MixtureLogistic
-from .multiscale import Arranged, Columns, FactorOut, Parallel, Squeeze, Squeezed
+from .multiscale import Arranged, Columns, FactorOut, Parallel, Squares, Squeeze, Squeezed
 from .normalization import ActNorm, BatchNorm, recalibrate
 from .reversible import Reversible
 from .transformers import Additive, Affine, SigmoidScale, SoftClipScale, SoftplusScale, TanhScale
@@ -59,6 +59,7 @@ __all__ = [
     "SoftClipScale",
     "SoftplusScale",
     "SplitCoupling",
+    "Squares",
     "Squeeze",
     "Squeezed",
     "StandardLogistic",

@@ -14,7 +14,7 @@ from torch import Size, Tensor
 from .bijection import Bijection
 from .reversible import Reversible
 
-__all__ = ["Arranged", "Columns", "FactorOut", "Parallel", "Squeeze", "Squeezed"]
+__all__ = ["Arranged", "Columns", "FactorOut", "Parallel", "Squares", "Squeeze", "Squeezed"]
 
 
 def _squeezed_shape(name: str, event_shape: Sequence[int]) -> Size:
@@ -178,6 +178,42 @@ class Columns(Reversible):
     def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         even, odd = y.chunk(2, -3)
         return torch.stack([even, odd], -1).flatten(-2), y.new_zeros(y.shape[:-3])
+
+
+class Squares(Reversible):
+    """Puts the odd squares of a checkerboard behind the even ones, as further channels; log|det dy/dx| = 0.
+
+        y[c, i, k] = x[c, i, 2 k + i mod 2],   y[C + c, i, k] = x[c, i, 2 k + (i + 1) mod 2]
+
+    A coupling between the halves of these channels is one between the squares, like one with a
+    :func:`~pyro_realnvp.checkerboard` mask, on maps of half the size. It is not the same function: neighbours on the
+    packed board are neighbours in a row, or diagonal ones on the board, to the right and to the left in turns.
+
+    Args:
+        event_shape: (C, H, W); y has the shape (2 C, H, W/2).
+
+    Raises:
+        ValueError: if the width is odd.
+    """
+
+    odd: Tensor
+
+    def __init__(self, event_shape: Sequence[int]) -> None:
+        if len(event_shape) != 3 or event_shape[2] % 2 or not event_shape[2]:
+            raise ValueError(f"Squares needs an image of even width, but got event shape {tuple(event_shape)}.")
+        channels, height, width = event_shape
+        super().__init__(event_shape, (2 * channels, height, width // 2))
+        self.register_buffer("odd", (torch.arange(height) % 2 == 1)[:, None], persistent=False)  # rows
+
+    def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return torch.cat(self._exchanged(x[..., 0::2], x[..., 1::2]), -3), x.new_zeros(x.shape[:-3])
+
+    def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return torch.stack(self._exchanged(*y.chunk(2, -3)), -1).flatten(-2), y.new_zeros(y.shape[:-3])
+
+    def _exchanged(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        """The two with their odd rows exchanged."""
+        return torch.where(self.odd, b, a), torch.where(self.odd, a, b)
 
 
 class Arranged(Bijection):

@@ -225,6 +225,24 @@ def test_nice_of_images():
     assert flow.sample((5,)).shape == (5, 1, 2, 3)
 
 
+def test_the_packed_board_moves_the_same_squares():
+    shape = (1, 4, 4)
+    (chain,) = realnvp_transforms(shape, scales=1, net=resnet, packed=True)
+    faithful = realnvp_transforms(shape, scales=1, net=resnet)
+    (coupling, norm, *_), outer = chain.inv.bijection, chain.inv.outer
+    masks = [layer.inv.mask for layer in reversed(faithful)]
+    assert [type(layer.inv).__name__ for layer in reversed(faithful)] == ["MaskedCoupling", "BatchNorm"] * 4
+    assert torch.equal(outer.inv(norm.mask.float()).bool(), masks[0])
+    randomize(chain.eval())
+    x = torch.randn(3, *shape)
+    for index, mask in enumerate(masks[::2]):
+        coupling = chain.inv.bijection[2 * index]
+        changed = outer.inv(coupling(outer(x))) != x
+        assert torch.equal(changed, (~mask).expand_as(x))
+    count = sum(p.numel() for p in chain.parameters())  # without the channel by which a network sees the mask
+    assert count == sum(p.numel() for layer in faithful for p in layer.parameters()) - 4 * 4 * 9
+
+
 # --------------------------------------------------------------------------------------------------- refusals
 
 
@@ -233,6 +251,8 @@ def test_nice_of_images():
     [
         (lambda: realnvp_transforms(4, scales=2), r"vectors takes no scales.*scales=2"),
         (lambda: realnvp_transforms((1, 4, 4), couplings=2), r"images takes no couplings.*couplings=2"),
+        (lambda: realnvp_transforms(4, packed=True), r"vectors takes no packed.*packed=True"),
+        (lambda: realnvp_transforms((1, 4, 6), net=resnet, packed=True), r"Squares.*even width.*\(2, 2, 3\)"),
         (lambda: realnvp_transforms(4, couplings=0), "couplings.*got 0"),
         (lambda: realnvp_transforms((1, 4, 4), scales=0), "scales.*got 0"),
         (lambda: nice_transforms(4, couplings=0), "couplings.*got 0"),

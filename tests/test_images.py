@@ -105,10 +105,10 @@ def test_a_folder_of_images(images: ModuleType, tmp_path: Path) -> None:
         images.main(["--data", "moons", *options])
 
 
-@pytest.mark.parametrize("flow", ["nice", "glow", "flowpp"])
-def test_the_other_flows(images: ModuleType, flow: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("flow", [["nice"], ["glow"], ["flowpp"], ["realnvp", "--packed"]])
+def test_the_other_flows(images: ModuleType, flow: list[str], tmp_path: Path) -> None:
     small = ["--hidden", "8", "--steps", "4", "--device", "cpu", "--out", str(tmp_path)]
-    images.main(["--flow", flow, *small])
+    images.main(["--flow", *flow, *small])
     last = rows(tmp_path)[-1]
     assert 1 < last["test_bits_per_dim"] < 6
     images.main(["--sample", str(tmp_path / "checkpoint.safetensors"), "--out", str(tmp_path / "again")])
@@ -155,3 +155,5 @@ def test_checkpoint_of_another_architecture_is_one_sentence(images: ModuleType, 
 def test_option_that_does_not_apply_is_refused(images: ModuleType) -> None:
     with pytest.raises(SystemExit, match="--couplings does not apply to --flow realnvp"):
         images.main(["--describe", "--couplings", "3"])
+    with pytest.raises(SystemExit, match="--packed does not apply to --flow glow"):
+        images.main(["--describe", "--flow", "glow", "--packed"])

@@ -4,7 +4,19 @@ import pytest
 import torch
 from torch.nn.functional import pixel_unshuffle
 
-from pyro_realnvp import Affine, BatchNorm, Columns, Elementwise, FactorOut, Parallel, Scale, Squeeze, Squeezed
+from pyro_realnvp import (
+    Affine,
+    BatchNorm,
+    Columns,
+    Elementwise,
+    FactorOut,
+    Parallel,
+    Scale,
+    Squares,
+    Squeeze,
+    Squeezed,
+    checkerboard,
+)
 from pyro_realnvp.testing import randomize
 
 from zoo import split
@@ -147,3 +159,24 @@ def test_parallel_of_what_does_not_fit_is_refused():
         Parallel(Scale((2, 2, 2)), Squeeze((2, 2, 2)))
     with pytest.raises(ValueError, match="Parallel"):
         Parallel(Scale((2,)), Scale((2,)))
+
+
+@pytest.mark.parametrize("batch", [(), (2, 3), (0,)])
+def test_squares(batch):
+    f = Squares((2, 3, 6))
+    x = torch.randn(*batch, 2, 3, 6)
+    y = f(x)
+    assert y.shape == (*batch, 4, 3, 3)
+    for i in range(3):
+        for k in range(3):
+            assert torch.equal(y[..., :2, i, k], x[..., i, 2 * k + i % 2])
+            assert torch.equal(y[..., 2:, i, k], x[..., i, 2 * k + (i + 1) % 2])
+    assert torch.equal(f.inv(y.clone()), x)
+    even = checkerboard((2, 3, 6))
+    assert torch.equal(y[..., :2, :, :].flatten().sort()[0], x[..., even].flatten().sort()[0])
+
+
+@pytest.mark.parametrize("shape", [(4,), (1, 2, 3), (1, 2, 0)])
+def test_squares_of_what_has_none_are_refused(shape):
+    with pytest.raises(ValueError, match=r"Squares.*even width"):
+        Squares(shape)

@@ -41,6 +41,7 @@ from pyro_realnvp import (
     SoftClipScale,
     SoftplusScale,
     SplitCoupling,
+    Squares,
     Squeeze,
     Squeezed,
     TanhScale,
@@ -264,6 +265,8 @@ ZOO = {
     "factor-out-context-map": lambda: FactorOut(split((2, 2, 3), context_shape=(1, 2, 3))),
     "columns": lambda: Columns((2, 3, 4)),
     "merged-columns": lambda: Columns((2, 3, 4)).inv,
+    "squares": lambda: Squares((2, 3, 4)),
+    "packed": lambda: Arranged(Squares((1, 3, 4)), split((2, 3, 2), swap=True)),
     "parallel": lambda: Parallel(InvertibleConv1x1((2, 1, 3)), split((2, 1, 3))),
     "parallel-context-map": lambda: Parallel(
         split((2, 2, 2), context_shape=(1, 2, 2)), split((2, 2, 2), context_shape=(1, 2, 2), swap=True)
@@ -319,6 +322,13 @@ ZOO = {
     "realnvp-image-context": lambda: prime(Chain(realnvp_transforms((1, 4, 2), net=resnet, context_dim=2))),
     "realnvp-image-context-map": lambda: prime(
         Chain(realnvp_transforms((1, 4, 2), net=resnet, context_shape=(2, 4, 2)))
+    ),
+    "realnvp-packed": lambda: prime(Chain(realnvp_transforms((1, 4, 4), net=resnet, packed=True))),
+    "realnvp-packed-context": lambda: prime(
+        Chain(realnvp_transforms((2, 3, 4), scales=1, net=resnet, packed=True, context_dim=2))
+    ),
+    "realnvp-packed-context-map": lambda: prime(
+        Chain(realnvp_transforms((1, 4, 4), net=resnet, packed=True, context_shape=(1, 4, 4)))
     ),
     "realnvp-pixels": lambda: prime(Chain([*realnvp_transforms((1, 2, 4), net=resnet), Logit(0.05).inv])),
     "nice-1": lambda: Chain(nice_transforms(1)),
