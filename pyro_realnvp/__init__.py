@@ -18,6 +18,7 @@ from .memory import rebuild, recompute
 from .mixture import MixtureLogistic
 from .multiscale import Arranged, Columns, FactorOut, Parallel, Squares, Squeeze, Squeezed
 from .normalization import ActNorm, BatchNorm, recalibrate
+from .ranks import synchronize
 from .reversible import Reversible
 from .transformers import Additive, Affine, SigmoidScale, SoftClipScale, SoftplusScale, TanhScale
 
@@ -77,4 +78,5 @@ __all__ = [
     "rebuild",
     "recalibrate",
     "recompute",
+    "synchronize",
 ]

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .ranks import moments
 from .statistics import statistics_are_held
 
 __all__ = ["ChannelNorm"]
@@ -24,6 +25,7 @@ class ChannelNorm(nn.Module):
     """
 
     initialized: Tensor
+    synchronized = False
 
     def __init__(self, *shape: int) -> None:
         super().__init__()
@@ -57,6 +59,8 @@ class ChannelNorm(nn.Module):
             raise ValueError("ActNorm needs a batch of at least 1 event to initialise, but got an empty one.")
         over = (0, *range(1 + self.shift.dim(), x.dim()))
         var, mean = torch.var_mean(x, over, correction=0)
+        count = x.numel() / max(1, mean.numel())
+        mean, var, _ = moments(mean, var, count, synchronized=self.synchronized)
         if not torch.compiler.is_compiling() and not bool(var.isfinite().all()):
             raise ValueError("ActNorm got NaN or infinite data to initialise from; it was left as it was.")
         self.shift.copy_(mean)

@@ -14,6 +14,7 @@ import torch
 from torch import Size, Tensor, nn
 from torch.nn import functional as F
 
+from .ranks import moments
 from .statistics import statistics_are_held
 
 __all__ = ["MLP", "Conditioner", "ResNet"]
@@ -149,11 +150,15 @@ class _WeightNormConv2d(nn.Module):
 class _BatchNorm2d(nn.BatchNorm2d):
     """Batch normalization with a learned offset and no gain, as in the released RealNVP code."""
 
+    synchronized = False
+
     def __init__(self, channels: int) -> None:
         super().__init__(channels, eps=1e-4)
         self.weight = None  # type: ignore[assignment]
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.training and self.synchronized:
+            return self._over_ranks(x)
         if self.training and not statistics_are_held() and x.shape[0] < 2:
             raise ValueError(
                 f"Batch normalization in training mode needs a batch of at least 2 events, but got {x.shape[0]}; "
@@ -162,6 +167,20 @@ class _BatchNorm2d(nn.BatchNorm2d):
         if self.training and statistics_are_held():
             return F.batch_norm(x, None, None, None, self.bias, training=True, eps=self.eps)
         return super().forward(x)
+
+    def _over_ranks(self, x: Tensor) -> Tensor:
+        """The same with the statistics of all processes."""
+        var, mean = torch.var_mean(x.float() if x.dtype in (torch.half, torch.bfloat16) else x, (0, 2, 3), correction=0)
+        mean, var, count = moments(mean, var, x.numel() / max(1, len(mean)), synchronized=True)
+        if not statistics_are_held():
+            with torch.no_grad():
+                self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
+                self.running_mean.lerp_(mean, self.momentum)  # type: ignore[union-attr, arg-type]
+                unbiased = var * count / (count - 1).clamp(min=1)
+                self.running_var.lerp_(unbiased, self.momentum)  # type: ignore[union-attr, arg-type]
+        scale = (var + self.eps).rsqrt()
+        shift = self.bias - mean * scale
+        return torch.addcmul(shift[:, None, None].to(x.dtype), x, scale[:, None, None].to(x.dtype))
 
 
 class _ResidualBlock(nn.Module):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .channel_norm import ChannelNorm
+from .ranks import moments
 from .reversible import Reversible
 from .statistics import statistics_are_held
 
@@ -70,6 +71,7 @@ class BatchNorm(_ChannelMap):
     last_var: Tensor
     mask: Tensor | None
     count: Tensor
+    synchronized = False
 
     def __init__(
         self, event_shape: Sequence[int], mask: Tensor | None = None, *, momentum: float = 0.1, eps: float = 1e-4
@@ -113,7 +115,7 @@ class BatchNorm(_ChannelMap):
 
     def _batch_statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = self._flat(x)
-        if x.shape[0] < 2:
+        if x.shape[0] < (1 if self.synchronized else 2):
             raise ValueError(
                 f"BatchNorm in training mode needs a batch of at least 2 events, but got {x.shape[0]}; "
                 f"call eval() to use the running statistics."
@@ -132,12 +134,12 @@ class BatchNorm(_ChannelMap):
         over = self._over()
         if self.mask is None:
             var, mean = torch.var_mean(x, over, correction=0)
-            return mean, var
+            return moments(mean, var, x.numel() / max(1, mean.numel()), synchronized=self.synchronized)[:2]
         # A channel that is unchanged everywhere divides by 1 instead of 0, and its result is not used.
         count = (self.count * x.shape[0]).clamp(min=1)
         mean = torch.where(self.mask, 0, x).sum(over) / count
         var = torch.where(self.mask, 0, x - self._per_channel(mean)).square().sum(over) / count
-        return mean, var
+        return moments(mean, var, count, synchronized=self.synchronized)[:2]
 
     def _load_from_state_dict(self, *args: Any) -> None:
         super()._load_from_state_dict(*args)
