@@ -68,15 +68,21 @@ def set_seed(seed: int) -> None:
 
 
 class Metrics:
-    """Appends rows to ``metrics.jsonl`` in a folder, which starts anew, and knows the seconds since then."""
+    """Appends rows to ``metrics.jsonl`` in a folder, which starts anew, and knows the seconds since then.
 
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.path = folder / "metrics.jsonl"
-        self.path.write_text("")
+    With ``quiet``, for all processes but the first, nothing is written and no bar is shown.
+    """
+
+    def __init__(self, folder: Path, *, quiet: bool = False) -> None:
+        self.path, self.quiet = folder / "metrics.jsonl", quiet
         self._start = perf_counter()
+        if not quiet:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.path.write_text("")
 
     def write(self, row: Mapping[str, Any]) -> None:
+        if self.quiet:
+            return
         with self.path.open("a") as file:
             file.write(json.dumps(dict(row)) + "\n")
 
@@ -175,7 +181,7 @@ def fit(
     """
     total: Tensor | float = 0.0
     count = step = 0
-    with tqdm(total=steps, unit="step", mininterval=0.5) as bar:
+    with tqdm(total=steps, unit="step", mininterval=0.5, disable=metrics.quiet) as bar:
         for step in range(1, steps + 1):
             total = total + update()  # stays on the device: a GPU need not wait for the bar
             count += 1
@@ -195,10 +201,10 @@ def fit(
     return step
 
 
-def batches_of(data: Tensor, size: int) -> Iterator[Tensor]:
+def batches_of(data: Tensor, size: int, generator: torch.Generator | None = None) -> Iterator[Tensor]:
     """Minibatches for ever, every epoch in a new order: all of ``size``, or all the data where there is less."""
     while True:
-        order = torch.randperm(len(data)).to(data.device)
+        order = torch.randperm(len(data), generator=generator).to(data.device)
         for index in order.split(size):
             if len(index) == size or len(data) < size:
                 yield data[index]

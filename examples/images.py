@@ -8,6 +8,7 @@
     python examples/images.py --objective svi              the same by pyro.infer.SVI
     python examples/images.py --sample runs/images/checkpoint.safetensors
     python examples/images.py --describe --data cifar10    layers, shapes, number of parameters
+    torchrun --nproc-per-node 8 examples/images.py ...     on several devices
 
 Writes into --out: metrics.jsonl (a row an epoch; the last has the test figures), samples.png (beside real images),
 interpolation.png (equation 19 of Dinh et al., 2017), checkpoint.safetensors and checkpoint.json.
@@ -28,12 +29,16 @@ from typing import Any
 import pyro
 import torch
 from pyro.infer import SVI, Trace_ELBO
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from pyro_realnvp import (
     Bijection,
     Flow,
     bits_per_dim,
+    rebuild,
+    recompute,
+    synchronize,
 )
 
 from common import (
@@ -44,6 +49,7 @@ from common import (
     batches_of,
     cosine_factor,
     ema_of,
+    fail,
     fit,
     gradient_update,
     load_checkpoint,
@@ -54,6 +60,14 @@ from common import (
 )
 from image_data import DATA, load_images
 from image_models import MODELS, OPTIONS, ImageModel, build, configuration, training_of
+from ranks import Ranks, check_batch, start
+
+MEMORY: dict[str, Callable[[ImageModel], ImageModel]] = {
+    "store": lambda model: model,
+    "recompute": recompute,
+    "rebuild": rebuild,
+}
+MEMORY_HELP = "what backward needs is stored, or computed again: less memory, more time (default: %(default)s)"
 
 
 def pad(images: Tensor, event_shape: list[int]) -> Tensor:
@@ -65,11 +79,12 @@ def crop(images: Tensor, image_shape: list[int]) -> Tensor:
     return images[..., : image_shape[1], : image_shape[2]]
 
 
-def test_bits(model: ImageModel, config: Config, images: Tensor) -> tuple[float, float]:
-    """Bits per real pixel, with the standard error of the mean."""
+def test_bits(model: ImageModel, config: Config, images: Tensor, ranks: Ranks) -> tuple[float, float]:
+    """Bits per real pixel, with the standard error of the mean; every process scores its part of the images."""
     model.eval()
     factor = math.prod(config["event_shape"]) / math.prod(config["image_shape"])
-    value, error = bits_per_dim(model.distribution(), pad(images, config["event_shape"]), batch_size=256)
+    part = ranks.part(pad(images, config["event_shape"]))
+    value, error = ranks.estimate(*bits_per_dim(model.distribution(), part, batch_size=256), len(part))
     return factor * value, factor * error
 
 
@@ -83,10 +98,11 @@ def histogram_bits(train: Tensor, test: Tensor, levels: int) -> float:
 def mle_update(
     model: ImageModel, batch: Callable[[], Tensor], learning_rate: float, factor: Callable[[int], float], ema: Any
 ) -> Callable[[], Tensor]:
-    """Steps of maximum likelihood on the bound of :class:`Dequantized`, in nats an image."""
+    """Steps of maximum likelihood on the bound of :class:`Dequantized`, in nats an image; of all processes together."""
+    together = DistributedDataParallel(model) if distributed.is_initialized() else model
     optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate, fused=True)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-    return gradient_update(model, lambda: -model(batch()).mean(), optimizer, scheduler=scheduler, ema=ema)
+    return gradient_update(model, lambda: -together(batch()).mean(), optimizer, scheduler=scheduler, ema=ema)
 
 
 def svi_update(
@@ -113,38 +129,40 @@ def svi_update(
     return update
 
 
-def train(args: argparse.Namespace, config: Config, device: torch.device) -> None:
+def train(args: argparse.Namespace, config: Config, ranks: Ranks) -> None:
     set_seed(args.seed)
     recipe = training_of(args.flow, args.data)
     recipe |= {name: value for name, value in vars(args).items() if name in recipe and value is not None}
-    train_images, validation_images, test_images = (
-        images.to(device) for images in load_images(args.data, args.root, download=args.download, size=args.size)
-    )
-    model = build(config).to(device)
+    check_batch(recipe["batch_size"], ranks)
+    with ranks.first_of_node():
+        splits = load_images(args.data, args.root, download=args.download, size=args.size)
+    train_images, validation_images, test_images = (images.to(ranks.device) for images in splits)
+    model = MEMORY[args.memory](synchronize(build(config).to(ranks.device)))
     ema = ema_of(model, recipe["ema"])
     epoch = max(1, len(train_images) // recipe["batch_size"])
     steps = args.steps if args.steps is not None else recipe["epochs"] * epoch
-    metrics = Metrics(args.out)
+    metrics = Metrics(args.out, quiet=not ranks.is_first)
 
     padded = pad(train_images, config["event_shape"])
-    batches = batches_of(padded, recipe["batch_size"])
-    model.initialize(padded[torch.randperm(len(padded))[:256].to(device)])
+    order = ranks.order(args.seed)
+    batches = batches_of(padded, recipe["batch_size"], order)
+    model.initialize(ranks.part(padded[torch.randperm(len(padded), generator=order)[:256].to(ranks.device)]))
 
     def batch() -> Tensor:
         model.train()
-        return next(batches)
+        return ranks.part(next(batches))
 
     make_update = mle_update if args.objective == "mle" else svi_update
     update = make_update(model, batch, recipe["learning_rate"], cosine_factor(steps), ema)
     bits = 1 / (math.prod(config["image_shape"]) * math.log(2))  # a pixel, of one nat an image
 
     def evaluate() -> dict[str, float]:
-        value, error = test_bits(ema.module, config, validation_images)
+        value, error = test_bits(ema.module, config, validation_images, ranks)
         return {"validation_bits_per_dim": value, "validation_bits_per_dim_error": error}
 
     best = BestState(ema.module, recipe["patience"])
     taken = fit(
-        lambda: update() * bits,
+        lambda: ranks.mean(update()) * bits,
         steps=steps,
         interval=epoch,
         metrics=metrics,
@@ -154,7 +172,9 @@ def train(args: argparse.Namespace, config: Config, device: torch.device) -> Non
     )
     best.restore()
     model = ema.module
-    value, error = test_bits(model, config, test_images)
+    value, error = test_bits(model, config, test_images, ranks)
+    if not ranks.is_first:
+        return
     row = {
         "step": taken,
         "test_bits_per_dim": value,
@@ -241,6 +261,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--root", type=Path, default=Path("data"), help="folder of the data (default: %(default)s)")
     parser.add_argument("--download", action="store_true", help="download the data into --root if it is not there")
     parser.add_argument("--objective", choices=["mle", "svi"], default="mle", help="(default: %(default)s)")
+    parser.add_argument("--memory", choices=list(MEMORY), default="store", help=MEMORY_HELP)
     parser.add_argument("--sample", type=Path, metavar="CHECKPOINT", help="draw from a trained flow, without training")
     parser.add_argument("--temperature", type=float, default=1.0, help="of --sample (default: %(default)s)")
     parser.add_argument("--describe", action="store_true", help="print the layers and the number of parameters")
@@ -263,14 +284,17 @@ def main(argv: list[str] | None = None) -> None:
     if args.describe:
         describe(configuration(args))
         return
-    device = resolve_device(args.device)
     if args.sample is not None:
+        device = resolve_device(args.device)
         set_seed(args.seed)
         model, config = load_checkpoint(args.sample, build)
         picture(args.out / "samples.png", model.flow.to(device), config, None, temperature=args.temperature)
         print(f"64 samples in {args.out / 'samples.png'}")
         return
-    train(args, configuration(args), device)
+    with start(args.device) as ranks:
+        if ranks.size > 1 and args.objective == "svi":
+            fail(f"--objective svi runs in one process, but got {ranks.size}.")
+        train(args, configuration(args), ranks)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,13 @@
 """Training in two processes is that in one process on the whole batch."""
 
 import copy
+import json
+import os
 import pickle
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -113,6 +118,13 @@ def losses(name, dtype, rank=0, size=1):
     return torch.stack(found), flow.state_dict()
 
 
+def estimate(rank=0, size=1):
+    """The mean of seven numbers and its standard error, as the examples collect them."""
+    ranks = pytest.importorskip("ranks").Ranks(torch.device("cpu"), rank, size)
+    part = ranks.part(torch.tensor([3.0, 1.0, 4.0, 1.0, 5.0, 9.0, 2.0], dtype=torch.float64))
+    return ranks.estimate(part.mean().item(), part.std().item() / len(part) ** 0.5, len(part)), ranks.mean(rank + 1.0)
+
+
 CASES = [*[(name, torch.float32) for name in MODELS], ("realnvp", torch.float64)]
 
 
@@ -120,6 +132,7 @@ def train(rank, folder):
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     found = {"step": step(rank, 2), **{case: losses(*case, rank, 2) for case in CASES}}
+    found["estimate"] = estimate(rank, 2)
     torch.save(found, f"{folder}/rank{rank}.pt")
     distributed.destroy_process_group()
 
@@ -141,6 +154,34 @@ def test_two_processes_have_the_losses_of_one(name, dtype, ranks):
     for key, value in state.items():
         assert torch.equal(first[key], second[key])
         torch.testing.assert_close(first[key], value, atol=10 * tolerance, rtol=10 * tolerance)
+
+
+def test_estimates_of_the_examples_are_those_of_all_rows(ranks):
+    want, _ = estimate()
+    for found in ranks:
+        got, mean = found["estimate"]
+        assert got == pytest.approx(want, rel=1e-12)
+        assert mean == 1.5
+
+
+def test_the_image_example_under_torchrun(tmp_path):
+    pytest.importorskip("images")
+    root = Path(__file__).parents[1]
+    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    options = ["--hidden", "4", "--blocks", "1", "--scales", "1", "--steps", "2", "--memory", "rebuild"]
+    script = [root / "examples/images.py", *options, "--device", "cpu", "--out", tmp_path]
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    subprocess.run([*run, *script], env=environment, check=True, capture_output=True, timeout=300)
+    *_, interval, last = (json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert interval["step"] == 2
+    assert 2 < last["test_bits_per_dim"] < 8
+    assert {file.name for file in tmp_path.iterdir()} == {
+        "metrics.jsonl",
+        "samples.png",
+        "interpolation.png",
+        "checkpoint.safetensors",
+        "checkpoint.json",
+    }
 
 
 def test_without_a_process_group_nothing_changes():

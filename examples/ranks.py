@@ -1,0 +1,100 @@
+"""What a script does differently under ``torchrun``: one process a device, each with its part of every batch.
+
+    torchrun --standalone --nproc-per-node 2 examples/images.py --device cpu
+
+The global batch, the learning rate and the number of steps stay what they are in one process. All ranks draw the same
+order of the data and take every size-th row of a batch; noise and dropout are drawn by each rank for its own rows, from
+a seed of its own. Losses and test figures are those of all rows; rank 0 alone writes files.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, distributed
+
+from pyro_realnvp.ranks import moments
+
+from common import fail, resolve_device, set_seed
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The processes of a run: which one this is, how many there are, and the device of this one."""
+
+    device: torch.device
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def part(self, batch: Tensor) -> Tensor:
+        """The rows of this rank."""
+        return batch[self.rank :: self.size]
+
+    def order(self, seed: int) -> torch.Generator | None:
+        """What all ranks draw the order of the data from; None where there is one alone. Other numbers differ now."""
+        if self.size == 1:
+            return None
+        set_seed(seed * self.size + self.rank)
+        return torch.Generator().manual_seed(seed)
+
+    def mean(self, value: Tensor | float) -> Tensor | float:
+        """The mean over the ranks."""
+        if self.size == 1:
+            return value
+        total = torch.as_tensor(value, device=self.device, dtype=torch.float32).clone()
+        distributed.all_reduce(total)
+        return total / self.size
+
+    def estimate(self, value: float, error: float, count: int) -> tuple[float, float]:
+        """A mean and its standard error over all rows, given those over the ``count`` rows of this rank."""
+        if self.size == 1:
+            return value, error
+        row = torch.tensor([value, error**2 * (count - 1)], device=self.device, dtype=torch.float64)
+        mean, var, total = moments(row[0], row[1], count, synchronized=True)
+        return mean.item(), math.sqrt(var.item() / (total.item() - 1))
+
+    @contextmanager
+    def first_of_node(self) -> Iterator[None]:
+        """The first rank of every machine goes through alone, then the others: for files that it downloads."""
+        first = int(os.environ.get("LOCAL_RANK", 0)) == 0
+        if self.size > 1 and not first:
+            distributed.barrier()
+        yield
+        if self.size > 1 and first:
+            distributed.barrier()
+
+
+@contextmanager
+def start(device: str) -> Iterator[Ranks]:
+    """The ranks that torchrun has made, or one: NCCL between GPUs, Gloo between processors."""
+    size = int(os.environ.get("WORLD_SIZE", 1))
+    if size == 1:
+        yield Ranks(resolve_device(device))
+        return
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda":
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+    place = resolve_device(device)
+    if place.type == "cuda":
+        torch.cuda.set_device(place)
+    distributed.init_process_group("nccl" if place.type == "cuda" else "gloo")
+    try:
+        yield Ranks(place, distributed.get_rank(), size)
+        distributed.barrier()  # the others wait for the files of the first
+    finally:
+        distributed.destroy_process_group()
+
+
+def check_batch(size: int, ranks: Ranks) -> None:
+    if size % ranks.size:
+        fail(f"--batch-size must be divisible by the {ranks.size} processes, but got {size}.")
