@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .statistics import hold_statistics, statistics_are_held
 
-__all__ = ["Replay", "can_replay", "recomputed", "tensors_of"]
+__all__ = ["Replay", "can_replay", "recomputed"]
 
 
 def can_replay() -> bool:
@@ -24,14 +24,8 @@ def can_replay() -> bool:
     return torch.is_grad_enabled() and not compiling and not torch._C._are_functorch_transforms_active()
 
 
-def tensors_of(modules: Iterable[nn.Module]) -> list[Tensor]:
-    """Everything in them that a gradient flows to, once."""
-    found = (t for module in modules for t in (*module.parameters(), *module.buffers()) if t.requires_grad)
-    return list({id(t): t for t in found}.values())
-
-
 class Replay:
-    """A context in which Modules compute what they did when it was made.
+    """A context in which a Module computes what it did when this was made.
 
     Parameters are not copied: a change of them after :meth:`computed` is an error, as it is in a plain graph. Running
     statistics move copies meanwhile, of which nothing is left.
@@ -40,8 +34,11 @@ class Replay:
         RuntimeError: on entering, if a parameter or the training mode has changed.
     """
 
-    def __init__(self, modules: Iterable[nn.Module]) -> None:
-        self.modules = [part for module in modules for part in module.modules()]
+    def __init__(self, module: nn.Module) -> None:
+        self.modules = list(module.modules())
+        tensors = (t for part in self.modules for t in (*part._parameters.values(), *part._buffers.values()))
+        to = {id(t): t for t in tensors if t is not None and t.requires_grad}
+        self.tensors = list(to.values())  # what a gradient flows to, once
         self._state: list[Any] = []
         self._held = statistics_are_held()
         self._stack = ExitStack()
@@ -79,7 +76,7 @@ def recomputed(
     module: nn.Module, function: Callable[..., tuple[Tensor, Tensor]], x: Tensor, context: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """``function(x, context)`` of a Module, for which backward keeps these two alone and computes the rest again."""
-    replay = Replay([module])
+    replay = Replay(module)
     result: tuple[Tensor, Tensor] = checkpoint(
         function, x, context, use_reentrant=False, context_fn=lambda: (nullcontext(), replay)
     )

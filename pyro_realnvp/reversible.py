@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .bijection import Bijection, Inverse, sum_rightmost
-from .replay import Replay, tensors_of
+from .replay import Replay
 
 __all__ = ["Retraced", "Reversible", "Step", "run_reversibly"]
 
@@ -92,9 +92,10 @@ def run_reversibly(
     for reversible, group in groupby(steps, lambda step: step.is_reversible):
         run = list(group)
         if reversible and len(run) > 1:
-            tensors = tensors_of(step.layer for step in run)
+            rebuilt = _Run(run, x, tolerance)
+            tensors = list({id(t): t for replay in rebuilt.replays for t in replay.tensors}.values())
             if tensors or x.requires_grad or (context is not None and context.requires_grad):
-                x, log_det = _Rebuilt.apply(_Run(run, x, tolerance), x, context, *tensors)
+                x, log_det = _Rebuilt.apply(rebuilt, x, context, *tensors)
                 log_dets.append(log_det)
                 continue
         for step in run:
@@ -109,7 +110,7 @@ class _Run:
     def __init__(self, steps: list[Step], x: Tensor, tolerance: float | None) -> None:
         self.steps, self.device = steps, x.device
         self.tolerance = torch.finfo(x.dtype).eps ** (2 / 3) if tolerance is None else tolerance
-        self.replay = Replay(step.layer for step in steps)
+        self.replays = [Replay(step.layer) for step in steps]
         kind = x.device.type
         self.precision = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
         self.random: dict[int, list[Tensor]] = {}  # the state before a step that draws random numbers, such as dropout
@@ -129,23 +130,24 @@ class _Run:
                 log_dets.append(log_det)
                 if before and not all(map(torch.equal, before, _random_state(self.device))):
                     self.random[index] = before
-        self.replay.computed()
+        for replay in self.replays:  # at the end, since layers may share parameters, or initialise them
+            replay.computed()
         return x, sum(log_dets[1:], log_dets[0])
 
     def inputs(self, x: Tensor, context: Tensor | None) -> list[Tensor]:
         """What enters every step, from the start."""
         found = []
-        with self.replay, self.autocast():
+        with self.autocast():
             for index, step in enumerate(self.steps):
                 found.append(x)
-                with self._random_state(index):
+                with self.replays[index], self._random_state(index):
                     x = step.compute(x, context)[0]
         return found
 
     def again(self, index: int, y: Tensor, context: Tensor | None, inputs: Sequence[Tensor]) -> Retraced:
         """Step ``index``, which made y, with a graph; from its input where that is known."""
         step = self.steps[index]
-        with torch.enable_grad(), self.replay, self.autocast(), self._random_state(index):
+        with torch.enable_grad(), self.replays[index], self.autocast(), self._random_state(index):
             return step.recompute(inputs[index], context) if inputs else step.retrace(y, context)
 
     def _random_state(self, index: int) -> AbstractContextManager[Any]:
@@ -227,7 +229,7 @@ class _Sweep:
 
     def _step(self, index: int, y: Tensor, grad: Tensor) -> tuple[Tensor, Tensor | None]:
         x, leaves, y, log_det = self.run.again(index, y, self.context, self.inputs)
-        tensors = tensors_of([self.run.steps[index].layer])
+        tensors = list(self.run.replays[index].tensors)
         if self.context is not None and self.context.requires_grad:
             tensors.append(self.context)
         if index == 0 and not self.needs_x:

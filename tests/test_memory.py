@@ -12,12 +12,14 @@ from torch import nn
 from pyro_realnvp import (
     MLP,
     ActNorm,
+    Affine,
     Chain,
     ConvNet,
     Flow,
     InvertibleConv1x1,
     ResNet,
     Reversible,
+    SplitCoupling,
     StandardNormal,
     flowpp_transforms,
     glow_transforms,
@@ -167,6 +169,26 @@ def test_recomputing_stores_one_event_a_layer():
         assert after < 5 * 20 * x.numel() * 4 / 2**20  # of about 20 layers
 
 
+@pytest.mark.slow
+def test_the_figures_of_the_documentation():
+    """RealNVP 3x32x32, 2 scales, 32 maps, 4 blocks, batch 32; and vectors of 64 at the defaults."""
+    x = torch.randn(32, 3, 32, 32)
+    for change, limit in ((recompute, 40), (rebuild, 40)):
+        net = partial(ResNet, hidden=32, blocks=4)
+        flow = change(Flow(StandardNormal((3, 32, 32)), realnvp_transforms((3, 32, 32), net=net)))
+        assert saved(flow, lambda flow=flow: flow(x))[0] < limit
+    x = torch.randn(256, 64)
+    sizes = []
+    for couplings in (8, 64):
+        flow = rebuild(gently(Flow(StandardNormal(64), realnvp_transforms(64, couplings=couplings)), 0.01))
+        sizes.append(saved(flow, lambda flow=flow: flow(x))[0])
+        got = torch.autograd.grad(flow(x).mean(), list(flow.parameters()))
+        want = torch.autograd.grad(rebuild(flow, enabled=False)(x).mean(), list(flow.parameters()))
+        for one, other in zip(got, want, strict=True):
+            assert (one - other).norm() <= 1e-6 * other.norm()
+    assert sizes[1] <= 1.1 * sizes[0]
+
+
 class Counting(MLP):
     calls = 0
 
@@ -261,6 +283,22 @@ def test_gradients_of_the_context_alone_and_of_some_parameters(change):
         x = torch.linspace(-1, 1, 24, dtype=torch.float64).reshape(6, 4)
         found.append(torch.autograd.grad(one(x, context).sum(), [context, *some]))
     assert_close(*found, 1e-10)
+
+
+def test_a_network_that_couplings_share():
+    def make():
+        torch.manual_seed(0)
+        shared = nn.Linear(2, 2)
+        net = nn.Sequential(shared, nn.SiLU(), shared, nn.SiLU(), nn.Linear(2, 4))
+        return Chain([SplitCoupling((4,), net, Affine(), swap=swap) for swap in (False, True, False)]).double()
+
+    x = torch.linspace(-1, 1, 12, dtype=torch.float64).reshape(3, 4)
+    found = []
+    for chain in (make(), rebuild(make()), recompute(make())):
+        y, log_det = chain.forward_and_log_det(x)
+        found.append(torch.autograd.grad(y.sin().sum() + log_det.sum(), list(chain.parameters())))
+    assert_close(found[1], found[0], 1e-10)
+    assert_close(found[2], found[0], 1e-12)
 
 
 @pytest.mark.parametrize("change", [recompute, rebuild])
