@@ -67,7 +67,6 @@ from common import (
 
 WINDOW, CONFINEMENT = 4.0, 0.4
 TEST_SAMPLES = 100_000
-
 # ---------------------------------------------------------------------------------------------------- the energies
 
 
@@ -194,10 +193,13 @@ def build(config: Config) -> Flow:
 
 
 def annealed(steps: int, fraction: float, start: float) -> Iterator[float]:
-    """beta of every step: rises from ``start`` to 1, by equal factors, in the first ``fraction`` of the steps."""
+    """beta of every step: rises along a line from ``start`` to 1 in the first ``fraction`` of the steps.
+
+    By equal factors, most of these steps would go to a density that is all but flat, and few to the modes as they part.
+    """
     rise = fraction * steps
     for step in range(steps):
-        yield start ** (1 - step / rise) if step < rise else 1.0
+        yield start + (1 - start) * step / rise if step < rise else 1.0
 
 
 def path_loss(flow: Flow, energy: Energy, beta: float, count: int) -> Tensor:
@@ -305,7 +307,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add_options(parser, out="runs/energies", steps=2500)
     parser.add_argument("--energy", nargs="+", choices=ENERGIES, default=list(ENERGIES), help="(default: all)")
     parser.add_argument(
-        "--anneal", type=float, default=0.5, help="part of the steps with beta < 1 (default: %(default)s)"
+        "--anneal", type=float, default=0.7, help="part of the steps with beta < 1 (default: %(default)s)"
     )
     parser.add_argument("--start", type=float, default=0.01, help="beta of the first step (default: %(default)s)")
     parser.add_argument("--compare", action="store_true", help="fit without annealing too, and draw both")

@@ -207,7 +207,7 @@ def test_a_run_writes_metrics_models_and_picture(energies: ModuleType, tmp_path:
     from common import load_checkpoint
 
     rows = rows_of(tmp_path / "metrics.jsonl")
-    assert [(row["energy"], row["anneal"]) for row in rows] == [("u1", 0.5), ("u1", 0.0)]
+    assert [(row["energy"], row["anneal"]) for row in rows] == [("u1", 0.7), ("u1", 0.0)]
     for row in rows:
         assert 0 < row["ess"] <= 100
         assert 0 < row["forward_ess"] <= 100
