@@ -23,9 +23,10 @@ The last row for an energy in ``metrics.jsonl`` has
 
     ess              in percent, of the importance weights exp(-U) / q of 100,000 fresh samples of q,
     log_z            log Z from the same weights, beside log_z_true from quadrature on a fine grid,
-    forward_ess      1 / E_p[p / q] in percent, from 100,000 samples of p drawn on that grid: a q that misses a mode has
-                     a fine ess all the same, since its samples know nothing of it; those of p do,
-    forward_kl       E_p[log p - log q] in nats, and missed, the mass of p where q < p / 10, both by quadrature,
+    forward_kl       E_p[log p - log q] in nats, and missed, the mass of p where q < p / 10, both by quadrature: a q
+                     that misses a mode has a fine ess, as its samples know nothing of it, but a missed of its mass,
+    forward_ess      1 / E_p[p / q] in percent, from 100,000 samples of p; a single one in a far tail that q lacks,
+                     of which the reverse KL takes no notice, can bring it down to 0,
     modes            the share of the samples in each mode, beside modes_true by quadrature,
     mode_error       the largest relative error of those shares.
 
@@ -114,10 +115,9 @@ def u4(z: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Energy:
-    """U, and a partition of the plane that shows whether a mode is missing.
+    """U, maps (..., 2) to (...), and a partition of the plane that shows whether a mode is missing.
 
     Attributes:
-        potential: U, maps (..., 2) to (...).
         modes: the names of the parts.
         mode: the index of the part in which z lies, maps (..., 2) to (...).
     """
@@ -294,11 +294,11 @@ def draw(fits: dict[Energy, dict[str, Flow]], path: Path, device: torch.device) 
         densities = {f"{energy.name}: truth": (-energy.potential(places) - energy.truth.log_z).exp()}
         for title, flow in flows.items():
             densities[title] = flow(places.to(device)).exp().cpu()
-        highest = next(iter(densities.values())).max().item()
+        highest = densities[f"{energy.name}: truth"].max().item()
         for axis, (title, density) in zip(row, densities.items(), strict=True):
-            image = density.view(301, 301).numpy()
-            axis.imshow(image, origin="lower", extent=(-5, 5, -5, 5), vmin=0, vmax=highest)
-            axis.set(title=title, xticks=(-4, 0, 4), yticks=(-4, 0, 4))
+            axis.imshow(density.view(301, 301).numpy(), origin="lower", extent=(-5, 5, -5, 5), vmin=0, vmax=highest)
+            axis.set_title(title, fontsize="medium")
+            axis.set(xticks=(-4, 0, 4), yticks=(-4, 0, 4))
     save_figure(path, figure)
 
 
@@ -336,10 +336,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             row = {"energy": name, "anneal": anneal, **test(flow, energy, device), "seconds": seconds}
             metrics.write(row)
             print(
-                f"{name}, {title}: ESS {row['ess']:.1f} % ({row['forward_ess']:.1f} % forward), log Z "
-                f"{row['log_z']:.4f} ({row['log_z_true']:.4f}), modes within {100 * row['mode_error']:.1f} %"
+                f"{name}, {title}: ESS {row['ess']:.1f} %, forward KL {row['forward_kl']:.4f}, log Z "
+                f"{row['log_z']:.4f} (true {row['log_z_true']:.4f}), modes within {100 * row['mode_error']:.1f} %"
             )
-            flows[f"{title}, ESS {row['forward_ess']:.1f} %"] = flow
+            flows[f"{title}: ESS {row['ess']:.1f} %, KL {row['forward_kl']:.3f}"] = flow
         fits[energy] = flows
     draw(fits, options.out / "energies.png", device)
 
