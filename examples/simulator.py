@@ -70,7 +70,7 @@ from common import (
 
 RADIUS, NOISE, CENTRE = 0.1, 0.01, 0.25
 TEST_PAIRS = 10_000
-OBSERVATIONS = torch.tensor([[-0.6, 0.3], [0.1, 0.9], [-1.1, 0.1]])  # two moons far apart, close, cut off by the box
+OBSERVATIONS = torch.tensor([[-0.6, 0.3], [0.1, 0.9], [-0.95, 0.2]])  # two moons far apart, close, cut off by the box
 COVERAGES = (0.5, 0.8, 0.95)
 BINS = 20
 
@@ -311,19 +311,19 @@ def draw(flow: Flow, ranks: Tensor, draws: int, path: Path, device: torch.device
     nominal = np.linspace(0, 1, 101)
     axes[2, 2].plot(nominal, [coverage_of(ranks[:, 2], draws, mass) for mass in nominal], color="tab:blue")
     axes[2, 2].plot([0, 1], [0, 1], color="gray", linewidth=1)
-    axes[2, 2].set(title="coverage of highest-density regions", xlabel="nominal", ylabel="true theta inside", aspect=1)
+    axes[2, 2].set(title="coverage, highest density", xlabel="nominal", ylabel="true theta inside", aspect=1)
     save_figure(path, figure)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Neural posterior estimation of the two moons simulator.")
-    add_options(parser, out="runs/simulator", steps=6000)
+    add_options(parser, out="runs/simulator", steps=8000)
     parser.add_argument("--simulations", type=int, default=0, help="train on this many; 0: fresh ones always")
     parser.add_argument("--sample", type=Path, metavar="CHECKPOINT", help="test and draw this model, without training")
     parser.add_argument("--couplings", type=int, default=8, help="(default: %(default)s)")
     parser.add_argument("--hidden", type=int, nargs="+", default=[128, 128], help="widths (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=256, help="pairs a step (default: %(default)s)")
-    parser.add_argument("--lr", type=float, default=5e-3, help="highest learning rate (default: %(default)s)")
+    parser.add_argument("--lr", type=float, default=1e-2, help="highest learning rate (default: %(default)s)")
     parser.add_argument("--ema", type=float, default=0.995, help="decay of the averaged weights (default: %(default)s)")
     parser.add_argument("--interval", type=int, default=100, help="steps between metrics (default: %(default)s)")
     parser.add_argument("--patience", type=int, default=10, help="intervals without improvement (default: %(default)s)")
