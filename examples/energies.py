@@ -14,10 +14,11 @@ as fast as it does across its branches. u1 is as in the table.
 
 A flow q minimises E_q[log q(z) + beta U(z)], the reverse KL up to a constant, where beta rises from ``--start`` to 1
 during the first part of the training (``--anneal``). At a small beta the density is so flat that its modes are one,
-which q covers, and follows while they part. At beta = 1 from the start (``--anneal 0``, and ``--compare``) q may settle
-on what it sees first. The gradient is taken along the path of the samples only (Roeder, Wu & Duvenaud 2017, "Sticking
-the landing"): log q is evaluated with its parameters held fixed. What is left out has mean zero; what remains vanishes
-sample by sample as q reaches p, so that the last steps are without noise.
+which q covers, and follows while they part. Without it (``--anneal 0``, and ``--compare``) three seeds for u1 gave an
+ess of 58 to 95 % and shares of the modes up to 28 % off, with it 97 to 98 % and 8 %; u2, u3, u4 hang together and need
+it less. The gradient is taken along the path of the samples only (Roeder, Wu & Duvenaud 2017, "Sticking the landing"):
+log q is evaluated with its parameters held fixed. What is left out has mean zero; what remains vanishes sample by
+sample as q reaches p, so that the last steps are almost without noise.
 
 The last row for an energy in ``metrics.jsonl`` has
 
