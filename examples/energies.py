@@ -307,9 +307,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="A RealNVP fitted by reverse KL to the energies of Rezende, Mohamed.")
     add_options(parser, out="runs/energies", steps=2500)
     parser.add_argument("--energy", nargs="+", choices=ENERGIES, default=list(ENERGIES), help="(default: all)")
-    parser.add_argument(
-        "--anneal", type=float, default=0.7, help="part of the steps to beta = 1 (default: %(default)s)"
-    )
+    parser.add_argument("--anneal", type=float, default=0.7, help="part of the steps with beta < 1 (default: 0.7)")
     parser.add_argument("--start", type=float, default=0.01, help="beta of the first step (default: %(default)s)")
     parser.add_argument("--compare", action="store_true", help="fit without annealing too, and draw both")
     parser.add_argument("--couplings", type=int, default=8, help="(default: %(default)s)")
