@@ -21,7 +21,8 @@ from .embedding import Embedded
 from .flowpp import flowpp_dequantizer, flowpp_transforms
 from .flows import DiagonalNormal, Flow, StandardLogistic, StandardNormal
 from .glow import glow_transforms
-from .linear import InvertibleConv1x1, Permute, Scale
+from .guides import AutoRealNVP
+from .linear import InvertibleConv1x1, Permute, Scale, Standardized
 from .masks import alternating, channelwise, checkerboard
 from .mcmc import IndependenceMH, NeuTra
 from .mixture import MixtureLogistic
@@ -38,6 +39,7 @@ __all__ = [
     "Affine",
     "Arranged",
     "AttentiveConvs",
+    "AutoRealNVP",
     "BatchNorm",
     "Bijection",
     "Chain",
@@ -73,6 +75,7 @@ __all__ = [
     "Squeezed",
     "StandardLogistic",
     "StandardNormal",
+    "Standardized",
     "TanhScale",
     "alternating",
     "bits_per_dim",

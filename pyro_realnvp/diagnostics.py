@@ -16,6 +16,8 @@ from pyro.poutine import Trace
 from pyro.poutine.util import prune_subsample_sites
 from torch import Size, Tensor
 
+from .sites import log_prob_of
+
 __all__ = [
     "ImportanceSamples",
     "effective_sample_size",
@@ -111,7 +113,7 @@ def importance_sample(
             elif start:
                 guide_trace, model_trace = _traces(model, guide, args, kwargs)
             dim = -1 - nesting if parallel else None
-            log_weights.append((_log_prob(model_trace, dim) - _log_prob(guide_trace, dim)).expand(count))
+            log_weights.append((log_prob_of(model_trace, dim) - log_prob_of(guide_trace, dim)).expand(count))
             draws.append({name: _draws(guide_trace, name, count, shape) for name, shape in shapes.items()})
     return ImportanceSamples(
         {name: torch.cat([part[name] for part in draws]) for name in names}, _checked(torch.cat(log_weights))
@@ -306,20 +308,6 @@ def _plate_nesting(*traces: Trace) -> int:
                 if frame.dim is not None:
                     nesting = max(nesting, -frame.dim)
     return nesting
-
-
-def _log_prob(trace: Trace, dim: int | None) -> Tensor:
-    """The log-density of a trace, summed over everything but the dimension ``dim`` of the draws."""
-    trace.compute_log_prob()
-    total: Any = torch.zeros(())
-    for site in trace.nodes.values():
-        if site["type"] == "sample":
-            value: Any = site["log_prob"]
-            apart = dim is not None and value.dim() >= -dim
-            total = total.to(value) + (
-                value.movedim(dim, 0).reshape(value.shape[dim], -1).sum(1) if apart else value.sum()
-            )
-    return total
 
 
 def _draws(trace: Trace, name: str, count: int, shape: Size) -> Tensor:

@@ -5,20 +5,19 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 import pyro
 import torch
 from pyro import poutine
-from pyro.distributions.util import sum_rightmost
 from pyro.infer import MCMC
 from pyro.infer.autoguide.guides import AutoContinuous
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
-from torch import Tensor, nn
-from torch.distributions import biject_to
+from torch import Tensor
 
 from .diagnostics import ImportanceSamples, importance_sample
+from .frozen import frozen
+from .sites import constrained
 
 __all__ = ["IndependenceMH", "NeuTra"]
 
@@ -72,12 +71,12 @@ class NeuTra:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the model at T(z), for a latent vector z."""
-        with _frozen(self.guide):
+        with frozen(self.guide):
             # Masked: the density of z comes from the model alone, the base gives its shape and where to start.
             z = pyro.sample(_LATENT, self.guide.get_base_dist().mask(False))
             transform = self.guide.get_transform()
             x = transform(z)
-            values, log_det = _constrained(self.guide, x)
+            values, log_det = constrained(self.guide, x)
             # A sum, as that of an elementwise transform comes element by element.
             pyro.factor(_LATENT + "_log_det", transform.log_abs_det_jacobian(z, x).sum() + log_det)
         return poutine.condition(self.model, data=values)(*args, **kwargs)
@@ -89,42 +88,7 @@ class NeuTra:
         """
         z = mcmc.get_samples(group_by_chain=group_by_chain)[_LATENT]
         with torch.no_grad():
-            return _constrained(self.guide, self.guide.get_transform()(z))[0]
-
-
-def _constrained(guide: AutoContinuous, x: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-    """The sites (\\*batch, \\*shape of the site) of unconstrained x (\\*batch, D), and log|det dy/dx| (\\*batch)."""
-    batch = x.shape[:-1]
-    values: dict[str, Tensor] = {}
-    log_det = x.new_zeros(batch)
-    start = 0
-    prototype: Any = guide.prototype_trace
-    for name, site in prototype.iter_stochastic_nodes():
-        shape = guide._unconstrained_shapes[name]
-        part = x[..., start : start + shape.numel()].reshape(batch + shape)
-        start += shape.numel()
-        transform = biject_to(site["fn"].support)
-        values[name] = transform(part)
-        each = transform.log_abs_det_jacobian(part, values[name])
-        log_det = log_det + sum_rightmost(each, each.dim() - len(batch))
-    return values, log_det
-
-
-@contextmanager
-def _frozen(module: nn.Module) -> Iterator[None]:
-    """Puts constants in the place of the parameters, for a while.
-
-    ``requires_grad`` is not touched: a graph that torch.jit has traced keeps these tensors, and must not see it change.
-    """
-    kept = [(part, dict(part._parameters)) for part in module.modules()]
-    try:
-        for part, parameters in kept:
-            constants = {name: value.detach() for name, value in parameters.items() if value is not None}
-            part._parameters.update(constants)  # type: ignore[arg-type]
-        yield
-    finally:
-        for part, parameters in kept:
-            part._parameters.update(parameters)
+            return constrained(self.guide, self.guide.get_transform()(z))[0]
 
 
 class IndependenceMH(MCMCKernel):
