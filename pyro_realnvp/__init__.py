@@ -8,12 +8,23 @@ from .conditioners import MLP, ResNet
 from .convnet import ConvNet
 from .coupling import Elementwise, MaskedCoupling, SplitCoupling
 from .dequantization import Dequantized, Logit, bits_per_dim
+from .diagnostics import (
+    ImportanceSamples,
+    effective_sample_size,
+    importance_resample,
+    importance_sample,
+    pareto_k,
+    pareto_k_threshold,
+    pareto_smooth,
+)
 from .embedding import Embedded
 from .flowpp import flowpp_dequantizer, flowpp_transforms
 from .flows import DiagonalNormal, Flow, StandardLogistic, StandardNormal
 from .glow import glow_transforms
-from .linear import InvertibleConv1x1, Permute, Scale
+from .guides import AutoRealNVP
+from .linear import InvertibleConv1x1, Permute, Scale, Standardized
 from .masks import alternating, channelwise, checkerboard
+from .mcmc import IndependenceMH, NeuTra
 from .memory import rebuild, recompute
 from .mixture import MixtureLogistic
 from .multiscale import Arranged, Columns, FactorOut, Parallel, Squares, Squeeze, Squeezed
@@ -31,6 +42,7 @@ __all__ = [
     "Affine",
     "Arranged",
     "AttentiveConvs",
+    "AutoRealNVP",
     "BatchNorm",
     "Bijection",
     "Chain",
@@ -45,12 +57,15 @@ __all__ = [
     "Flow",
     "GatedAttention",
     "GatedConvs",
+    "ImportanceSamples",
+    "IndependenceMH",
     "Inverse",
     "InvertibleConv1x1",
     "Lift",
     "Logit",
     "MaskedCoupling",
     "MixtureLogistic",
+    "NeuTra",
     "Parallel",
     "Permute",
     "ResNet",
@@ -65,15 +80,22 @@ __all__ = [
     "Squeezed",
     "StandardLogistic",
     "StandardNormal",
+    "Standardized",
     "TanhScale",
     "alternating",
     "bits_per_dim",
     "channelwise",
     "checkerboard",
+    "effective_sample_size",
     "flowpp_dequantizer",
     "flowpp_transforms",
     "glow_transforms",
+    "importance_resample",
+    "importance_sample",
     "nice_transforms",
+    "pareto_k",
+    "pareto_k_threshold",
+    "pareto_smooth",
     "realnvp_transforms",
     "rebuild",
     "recalibrate",

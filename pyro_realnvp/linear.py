@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .bijection import Bijection
 from .normalization import ActNorm
 from .reversible import Reversible
 
-__all__ = ["InvertibleConv1x1", "Permute", "Scale"]
+__all__ = ["InvertibleConv1x1", "Permute", "Scale", "Standardized"]
 
 
 class Scale(Reversible):
@@ -33,6 +34,53 @@ class Scale(Reversible):
 
     def _log_det(self, x: Tensor) -> Tensor:
         return self.log_scale.sum().expand(x.shape[: x.dim() - len(self.event_shape)])
+
+
+class Standardized(Bijection):
+    """Gives a standardized vector its location and scale: y = loc + L x, log|det dy/dx| = sum log L_ii.
+
+    Both are constants, saved with the state: only what comes before is learned, in units in which y has mean 0 and
+    covariance I if loc and L L^T are its moments.
+
+    Args:
+        loc: (D,).
+        scale: (D,) for a diagonal L, or lower-triangular (D, D); the diagonal is positive.
+
+    Raises:
+        ValueError: if the scale has another shape, or a diagonal that is not positive.
+    """
+
+    loc: Tensor
+    scale: Tensor
+
+    def __init__(self, loc: Tensor, scale: Tensor) -> None:
+        if scale.shape not in (loc.shape, loc.shape * 2):
+            raise ValueError(
+                f"Standardized needs a scale (D,) or (D, D) for loc {tuple(loc.shape)}, but got {tuple(scale.shape)}."
+            )
+        super().__init__(loc.shape)
+        self.register_buffer("loc", loc.detach().clone())
+        self.register_buffer("scale", scale.detach().clone() if scale.dim() == 1 else scale.detach().tril())
+        if not (self._diagonal > 0).all():
+            raise ValueError(f"Standardized needs a positive diagonal, but got {float(self._diagonal.min())} in it.")
+
+    def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        y = x * self.scale if self.scale.dim() == 1 else x @ self.scale.T
+        return self.loc + y, self._log_det(x)
+
+    def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        y = y - self.loc
+        if self.scale.dim() == 1:
+            return y / self.scale, -self._log_det(y)
+        x = torch.linalg.solve_triangular(self.scale, y.unsqueeze(-1), upper=False)
+        return x.squeeze(-1), -self._log_det(y)
+
+    @property
+    def _diagonal(self) -> Tensor:
+        return self.scale if self.scale.dim() == 1 else self.scale.diagonal()
+
+    def _log_det(self, x: Tensor) -> Tensor:
+        return self._diagonal.log().sum().expand(x.shape[:-1])
 
 
 class Permute(Reversible):

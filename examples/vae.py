@@ -1,0 +1,285 @@
+"""A variational autoencoder with a flow as its prior, as its posterior, as both, and with neither.
+
+    python examples/vae.py                                        # all four on 8 x 8 digits: minutes on one core
+    python examples/vae.py --prior flow --posterior normal        # one of them
+    python examples/vae.py --data mnist --root DIR                # 28 x 28 digits, binarised
+
+    prior p(z)            N(0, I), or RealNVP
+    posterior q(z | x)    N(loc(x), diag scale(x)^2), or a conditional RealNVP after it
+    likelihood p(x | z)   Binomial(levels - 1, sigmoid(decoder(z))) of every pixel: 17 levels for digits, 2 for MNIST
+
+The pixels of MNIST are binarised at random with the grey value as probability (Salakhutdinov & Murray 2008), anew at
+every step in training and once for validation and test.
+
+All four get the same budget: the same steps, batches, networks and learning rates, and the weights (averaged over the
+last steps) of the interval with the best bound on the validation images. Their seconds differ and are reported, with
+the step of the best weights.
+
+The last row for each in ``metrics.jsonl`` has, on the test images in nats per image,
+
+    test_elbo         the evidence lower bound E_q[log p(x, z) - log q(z | x)],
+    test_bound        the importance-weighted bound of --draws samples (Burda, Grosse & Salakhutdinov 2016), which is
+                      closer to log p(x), each with its standard error over the images,
+    gain, gain_error  of test_elbo over the model without flows, image by image (where that has been trained too).
+
+``--out`` also receives ``vae.png`` (samples of every prior, decoded; and the latents of the test images over samples of
+the prior) and the models.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib.pyplot as plt
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.infer import Trace_ELBO
+from pyro.poutine import scale
+from torch import Tensor, nn
+
+from pyro_realnvp import MLP, DiagonalNormal, Flow, StandardNormal, realnvp_transforms
+
+from common import (
+    BestState,
+    Config,
+    Metrics,
+    add_options,
+    batches_of,
+    cosine_schedule,
+    ema_of,
+    fit,
+    gradient_update,
+    image_grid,
+    resolve_device,
+    save_checkpoint,
+    save_figure,
+    set_seed,
+)
+from image_data import describe_data, load_images
+
+KINDS = ("normal", "flow")
+
+
+class VAE(nn.Module):
+    """p(x, z) and q(z | x) as a Pyro model and guide of integer images (N, D)."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        pixels, latent, hidden = config["pixels"], config["latent"], config["hidden"]
+        self.total = config["levels"] - 1
+        self.encoder = nn.Sequential(
+            nn.Linear(pixels, hidden), nn.SiLU(), nn.Dropout(config["dropout"]), nn.Linear(hidden, hidden), nn.SiLU()
+        )
+        self.decoder = nn.Sequential(
+            nn.Linear(latent, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Dropout(config["dropout"])
+        )
+        self.pixels = nn.Linear(hidden, pixels)
+        transforms = partial(
+            realnvp_transforms, latent, couplings=config["couplings"], net=partial(MLP, hidden=config["width"])
+        )
+        self.prior: nn.Module = StandardNormal(latent)
+        if config["prior"] == "flow":
+            self.prior = Flow(self.prior, transforms())
+        self.posterior: nn.Module = DiagonalNormal(latent, context_dim=hidden)
+        if config["posterior"] == "flow":
+            self.posterior = Flow(self.posterior, transforms(context_dim=hidden))
+
+    def p_of_z(self) -> dist.Distribution:
+        return self.prior.distribution() if isinstance(self.prior, Flow) else self.prior()
+
+    def p_of_x(self, z: Tensor) -> dist.Distribution:
+        return dist.Binomial(self.total, logits=self.pixels(self.decoder(z))).to_event(1)
+
+    def q_of_z(self, x: Tensor) -> dist.Distribution:
+        features = self.encoder(2 * x / self.total - 1)
+        return self.posterior.distribution(features) if isinstance(self.posterior, Flow) else self.posterior(features)
+
+    def model(self, x: Tensor) -> None:
+        pyro.module("vae", self)
+        with pyro.plate("images", len(x)), scale(scale=1 / len(x)):
+            z = pyro.sample("z", self.p_of_z())
+            pyro.sample("x", self.p_of_x(z), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        with pyro.plate("images", len(x)), scale(scale=1 / len(x)):
+            pyro.sample("z", self.q_of_z(x))
+
+    @torch.no_grad()
+    def log_weights(self, x: Tensor, draws: int) -> Tensor:
+        """log p(x, z) - log q(z | x) of (draws, N) samples z of q."""
+        q = self.q_of_z(x)
+        z = q.sample((draws,))
+        parts = [self.p_of_x(part).log_prob(x) for part in z]  # one by one: the pixels of all would take much memory
+        return torch.stack(parts) + self.p_of_z().log_prob(z) - q.log_prob(z)
+
+    def transform_parameters(self) -> list[nn.Parameter]:
+        """Of the flows, without their bases."""
+        flows = [module for module in (self.prior, self.posterior) if isinstance(module, Flow)]
+        return [parameter for flow in flows for parameter in flow.transforms.parameters()]
+
+
+# ---------------------------------------------------------------------------------------------------- training
+
+
+class Images(NamedTuple):
+    training: Tensor
+    validation: Tensor
+    test: Tensor
+
+
+def load(options: argparse.Namespace, device: torch.device) -> tuple[Images, int, bool]:
+    """Pixels (N, D) as floats, how many levels the likelihood has, and whether they are grey values to be binarised."""
+    parts = [part.flatten(1).float() for part in load_images(options.data, options.root, download=options.download)]
+    levels = describe_data(options.data, 0).levels
+    to_binarise = levels > 17
+    if to_binarise:  # training images stay grey
+        training, *others = (part / (levels - 1) for part in parts)
+        generator = torch.Generator().manual_seed(0)  # the test set is the same whatever --seed
+        parts = [training, *(torch.bernoulli(part, generator=generator) for part in others)]
+    return Images(*(part.to(device) for part in parts)), 2 if to_binarise else levels, to_binarise
+
+
+def train(
+    vae: VAE, images: Images, options: argparse.Namespace, metrics: Metrics, *, binarise: bool
+) -> tuple[VAE, int]:
+    """The averaged model at its best validation bound, and the step of that."""
+    ema = ema_of(vae, options.ema)
+    flows = vae.transform_parameters()
+    others = [parameter for parameter in vae.parameters() if not any(parameter is flow for flow in flows)]
+    groups = [{"params": others}]
+    if flows:  # they follow the autoencoder, which would otherwise chase them
+        groups.append({"params": flows, "lr": options.lr * options.flow_lr, "weight_decay": options.flow_decay})
+    optimizer = torch.optim.AdamW(groups, lr=options.lr, weight_decay=options.decay, fused=True)
+    scheduler = cosine_schedule(optimizer, options.steps, warmup=200)
+    batches, elbo = batches_of(images.training, options.batch), Trace_ELBO()
+
+    def loss() -> Tensor:
+        x = next(batches)
+        return elbo.differentiable_loss(vae.model, vae.guide, x.bernoulli() if binarise else x)
+
+    best = BestState(ema.module, options.patience)
+    best_step = 0
+
+    def evaluate() -> dict[str, float]:
+        ema.module.eval()
+        return {"validation_elbo": ema.module.log_weights(images.validation, 8).mean().item()}
+
+    def stop(row: Mapping[str, Any]) -> bool:
+        nonlocal best_step
+        if -row["validation_elbo"] < best.loss:
+            best_step = row["step"]
+        return best.stop(-row["validation_elbo"])
+
+    update = gradient_update(vae, loss, optimizer, scheduler=scheduler, ema=ema, max_norm=options.max_norm)
+    fit(update, steps=options.steps, interval=options.interval, metrics=metrics, evaluate=evaluate, stop=stop)
+    best.restore()
+    return ema.module.eval(), best_step
+
+
+def test(vae: VAE, x: Tensor, draws: int) -> tuple[dict[str, float], Tensor]:
+    """The two bounds with their standard errors, and the first for every image."""
+    log_weights = torch.cat([vae.log_weights(part, draws) for part in x.split(500)], 1).double().cpu()
+    elbo, bound = log_weights.mean(0), log_weights.logsumexp(0) - math.log(draws)
+    row = {}
+    for name, value in (("test_elbo", elbo), ("test_bound", bound)):
+        row |= {name: value.mean().item(), f"{name}_error": value.std().item() / math.sqrt(len(value))}
+    return row, elbo
+
+
+# -------------------------------------------------------------------------------------------------- the picture
+
+
+@torch.no_grad()
+def draw(models: Mapping[str, VAE], x: Tensor, shape: Sequence[int], path: Path, count: int = 64) -> None:
+    """For every model the samples of its prior, decoded to the mean, and the latents of x over samples of the prior."""
+    figure, axes = plt.subplots(2, len(models), figsize=(3.6 * len(models), 7.4), squeeze=False, layout="constrained")
+    for column, (name, vae) in zip(axes.T, models.items(), strict=True):
+        prior = vae.p_of_z().sample((len(x),))
+        means = vae.p_of_x(prior[:count]).base_dist.mean / vae.total
+        column[0].imshow(image_grid(means.view(-1, *shape), 8)[..., 0].numpy(), cmap="gray", vmin=0, vmax=1)
+        column[0].set_title(name)
+        column[0].axis("off")
+        q = vae.q_of_z(x)
+        latents = q.sample()
+        # The two coordinates of which the images say most: those where one posterior is narrow beside all of them.
+        informative = (q.sample((16,)).std(0).mean(0) / latents.std(0)).argsort()[:2]
+        for label, points, color in (("prior", prior, "lightgray"), ("q(z | test images)", latents, "tab:blue")):
+            column[1].scatter(*points[:, informative].T.cpu().numpy(), s=3, color=color, label=label)
+        column[1].set(xlabel=f"z {informative[0]}", ylabel=f"z {informative[1]}")
+        column[1].legend(loc="upper right", markerscale=3)
+    save_figure(path, figure)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Variational autoencoders with and without flows.")
+    add_options(parser, out="runs/vae", steps=2500)
+    parser.add_argument("--prior", choices=KINDS, help="only this prior (default: both)")
+    parser.add_argument("--posterior", choices=KINDS, help="only this posterior (default: both)")
+    parser.add_argument("--data", choices=("digits", "mnist", "fashion-mnist"), default="digits")
+    parser.add_argument("--root", type=Path, default=Path("data"), help="folder of MNIST (default: %(default)s)")
+    parser.add_argument("--download", action="store_true", help="fetch the data if they are not there")
+    parser.add_argument("--latent", type=int, default=16, help="dimensions of z (default: %(default)s)")
+    parser.add_argument("--hidden", type=int, default=128, help="width of the autoencoder (default: %(default)s)")
+    parser.add_argument("--couplings", type=int, default=4, help="of each flow (default: %(default)s)")
+    parser.add_argument("--width", type=int, nargs="+", default=[32, 32], help="of their networks")
+    parser.add_argument("--dropout", type=float, default=0.0, help="(default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=128, help="images a step (default: %(default)s)")
+    parser.add_argument("--lr", type=float, default=2e-3, help="highest learning rate (default: %(default)s)")
+    parser.add_argument("--flow-lr", type=float, default=0.1, help="times that for the flows (default: %(default)s)")
+    parser.add_argument("--decay", type=float, default=0.0, help="weight decay (default: %(default)s)")
+    parser.add_argument("--flow-decay", type=float, default=1.0, help="of the flows (default: %(default)s)")
+    parser.add_argument("--max-norm", type=float, default=50.0, help="gradients are clipped (default: %(default)s)")
+    parser.add_argument("--ema", type=float, default=0.995, help="decay of the averaged weights (default: %(default)s)")
+    parser.add_argument("--interval", type=int, default=100, help="steps between metrics (default: %(default)s)")
+    parser.add_argument("--patience", type=int, default=10, help="intervals without improvement (default: %(default)s)")
+    parser.add_argument("--draws", type=int, default=100, help="samples of the bounds (default: %(default)s)")
+    options = parser.parse_args(arguments)
+
+    device = resolve_device(options.device)
+    pyro.enable_validation(False)
+    metrics = Metrics(options.out)
+    images, levels, binarise = load(options, device)
+    models: dict[str, VAE] = {}
+    reference: Tensor | None = None
+    for prior, posterior in product(KINDS, KINDS):
+        if options.prior not in (None, prior) or options.posterior not in (None, posterior):
+            continue
+        set_seed(options.seed)
+        config: Config = {
+            **{name: getattr(options, name) for name in ("latent", "hidden", "couplings", "width", "dropout")},
+            "prior": prior,
+            "posterior": posterior,
+            "pixels": images.test.shape[1],
+            "levels": levels,
+        }
+        before = metrics.seconds
+        vae, best_step = train(VAE(config).to(device), images, options, metrics, binarise=binarise)
+        seconds = round(metrics.seconds - before, 1)
+        row, elbo = test(vae, images.test, options.draws)
+        reference = elbo if prior == posterior == "normal" else reference
+        if reference is not None:
+            gain = elbo - reference
+            row |= {"gain": gain.mean().item(), "gain_error": gain.std().item() / math.sqrt(len(gain))}
+        name = f"{prior} prior, {posterior} posterior"
+        metrics.write({"model": name, **row, "best_step": best_step, "seconds": seconds})
+        save_checkpoint(options.out / f"{prior}-{posterior}.safetensors", vae, config)
+        models[name] = vae
+        print(
+            f"{name}: test ELBO {row['test_elbo']:.2f} +- {row['test_elbo_error']:.2f}, bound {row['test_bound']:.2f} "
+            f"nats per image, gain {row.get('gain', math.nan):.2f} +- {row.get('gain_error', math.nan):.2f}; "
+            f"{seconds} s, best at step {best_step}"
+        )
+    draw(models, images.test[:1000], describe_data(options.data, 0).image_shape, options.out / "vae.png")
+
+
+if __name__ == "__main__":
+    # The networks are so small that several threads wait for each other more than they work.
+    torch.set_num_threads(1)
+    main()
