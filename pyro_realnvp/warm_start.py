@@ -109,6 +109,8 @@ def _mode(log_density: LogDensity, loc: Tensor) -> Tensor:
 
     def closure() -> Tensor:
         optimizer.zero_grad()
+        if not x.isfinite().all():  # thrown out by an overflow, where a model may refuse to be run
+            return torch.full_like(x[0], math.inf)
         loss = -log_density(x[None]).sum()
         loss.backward()
         return loss
