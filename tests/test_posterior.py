@@ -139,9 +139,7 @@ def test_from_posteriordb(tmp_path):
     (folder / "data.json").write_text(json.dumps(TINY["arK-arK"]))
     with zipfile.ZipFile(folder / "reference_draws.json.zip", "w") as archive:
         names = ["alpha", "beta[1]", "beta[2]", "sigma"]
-        archive.writestr(
-            "draws.json", json.dumps([{key: chain for key in names} for chain in ([0.1, 0.2], [0.3, 0.4])])
-        )
+        archive.writestr("draws.json", json.dumps([dict.fromkeys(names, chain) for chain in ([0.1, 0.2], [0.3, 0.4])]))
     loaded = posteriors.load("arK-arK", tmp_path)
     assert {key: value.tolist() for key, value in loaded.reference.items()} == {
         name: pytest.approx([0.1, 0.2, 0.3, 0.4]) for name in names
