@@ -284,8 +284,9 @@ class AutoRealNVP(AutoContinuous):
         return other
 
     def __getstate__(self) -> dict[str, Any]:
-        # Pyro's own also takes the model from the guide that is saved.
-        return {**self.__dict__, "_model": None, "master": None}
+        # Pyro's own also takes the model from the guide that is saved. Its store leaves weak references on parameters,
+        # which copies are rid of.
+        return {**self.__dict__, "_model": None, "master": None, "_modules": copy.deepcopy(self._modules)}
 
 
 def _median_or_feasible(site: dict[str, Any]) -> Tensor:
