@@ -12,6 +12,7 @@ from typing import Any
 import pyro
 import torch
 from pyro import distributions as dist
+from pyro import poutine
 from pyro.infer.autoguide.guides import AutoContinuous
 from pyro.infer.autoguide.initialization import init_to_median
 from pyro.nn.module import _is_module_local_param_enabled
@@ -112,7 +113,8 @@ class AutoRealNVP(AutoContinuous):
         if self.prototype_trace is None:
             self._setup_prototype(*args, **kwargs)
             if self.master is None:
-                self._create_plates(*args, **kwargs)
+                with poutine.block():  # the call that follows, if it is one, creates its own
+                    self._create_plates(*args, **kwargs)
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         with torch.no_grad():  # a graph inside the prototype could not be copied
@@ -141,7 +143,8 @@ class AutoRealNVP(AutoContinuous):
             return log_joints(self, x, args, kwargs)
 
         density, batch, steps = one_by_one, 8, 60
-        with pyro.validation_enabled(False):  # far from the mode, a value may be infinite
+        # Outside of whatever traces the guide; far from the mode a value may be infinite.
+        with poutine.block(), pyro.validation_enabled(False):
             probe = loc + self._init_scale * torch.randn(2, len(loc), dtype=loc.dtype, device=loc.device)
             try:
                 if torch.allclose(at_once(probe), one_by_one(probe), rtol=1e-3, equal_nan=True):
@@ -281,8 +284,9 @@ class AutoRealNVP(AutoContinuous):
         return other
 
     def __getstate__(self) -> dict[str, Any]:
-        # Pyro's own also takes the model from the guide that is saved.
-        return {**self.__dict__, "_model": None, "master": None}
+        # Pyro's own also takes the model from the guide that is saved. Its store leaves weak references on parameters,
+        # which copies are rid of.
+        return {**self.__dict__, "_model": None, "master": None, "_modules": copy.deepcopy(self._modules)}
 
 
 def _median_or_feasible(site: dict[str, Any]) -> Tensor:

@@ -11,6 +11,7 @@ from pyro import poutine
 from pyro.distributions.util import sum_rightmost
 from pyro.infer.autoguide.guides import AutoContinuous
 from pyro.poutine import Trace
+from pyro.poutine.runtime import _DIM_ALLOCATOR
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 from torch.distributions import biject_to
@@ -46,11 +47,12 @@ def log_joint(guide: AutoContinuous, x: Tensor, args: tuple[Any, ...], kwargs: M
 def log_joints(guide: AutoContinuous, x: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
     """The same of x (S, D), of shape (S,), in one run of the model.
 
-    The rows stand in a plate outside of all plates of the model, as vectorised particles do.
+    The rows stand in a plate outside of all plates of the model, as vectorised particles do, and of those it is run in.
     """
     prototype: Any = guide.prototype_trace
     sites = [site for site in prototype.nodes.values() if site["type"] == "sample"]
-    nesting = max((-frame.dim for site in sites for frame in site["cond_indep_stack"] if frame.vectorized), default=0)
+    dims = [-frame.dim for site in sites for frame in site["cond_indep_stack"] if frame.vectorized]
+    nesting = max([*dims, len(_DIM_ALLOCATOR._stack)])
     values, log_det = constrained(guide, x)
     for name, value in values.items():
         batch_dims = len(prototype.nodes[name]["fn"].batch_shape)

@@ -105,14 +105,16 @@ def _score(log_density: LogDensity, x: Tensor) -> Tensor:
 def _mode(log_density: LogDensity, loc: Tensor) -> Tensor:
     """Where L-BFGS gets to from ``loc``; ``loc`` if that is nowhere finite."""
     x = loc.detach().clone().requires_grad_()
-    optimizer = torch.optim.LBFGS([x], max_iter=100, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
-        optimizer.zero_grad()
+        x.grad = None
+        if not x.isfinite().all():  # thrown out by an overflow, where a model may refuse to be run
+            return torch.full_like(x[0], math.inf)
         loss = -log_density(x[None]).sum()
         loss.backward()
         return loss
 
     with torch.enable_grad():
-        optimizer.step(closure)
+        for _ in range(5):  # the curvature far out may misguide it near the mode, so that it begins afresh
+            torch.optim.LBFGS([x], max_iter=100, line_search_fn="strong_wolfe").step(closure)
     return x.detach() if x.isfinite().all() else loc

@@ -44,6 +44,7 @@ from pyro_realnvp import (
     Squares,
     Squeeze,
     Squeezed,
+    Standardized,
     TanhScale,
     alternating,
     channelwise,
@@ -205,6 +206,7 @@ ZOO = {
     "mixture-image": lambda: split((4, 2, 3), transformer=MixtureLogistic(2), swap=True),
     "mixture-checkerboard": lambda: masked(checkerboard((1, 2, 4)), transformer=MixtureLogistic(3)),
     "mixture-elementwise": lambda: Elementwise((2, 1, 2), MixtureLogistic(3)),
+    "mixture-elementwise-1": lambda: Elementwise((1,), MixtureLogistic(8)),
     "mixture-inverse": lambda: split((4,), transformer=MixtureLogistic(3)).inv,
     # the networks of Glow and Flow++
     "convnet": lambda: split((2, 3, 4), net=convnet),
@@ -232,6 +234,11 @@ ZOO = {
     "elementwise-context": lambda: Elementwise((3,), Affine(), mlp(0, 6, context_dim=2)),
     "scale": lambda: Scale((3,)),
     "scale-image": lambda: Scale((2, 2, 3)),
+    "standardized": lambda: Standardized(torch.randn(3), 0.1 + torch.rand(3)),
+    "standardized-1": lambda: Standardized(torch.randn(1), torch.full((1, 1), 0.3)),
+    "standardized-dense": lambda: Standardized(
+        torch.randn(4), torch.randn(4, 4).tril(-1) + torch.diag(0.5 + torch.rand(4))
+    ),
     "permute": lambda: Permute((4,), [2, 0, 3, 1]),
     "permute-image": lambda: Permute((3, 2, 2), [1, 2, 0]),
     "conv1x1": lambda: InvertibleConv1x1((3,)),
@@ -309,6 +316,7 @@ ZOO = {
     "logit-0": lambda: Logit(0.0),
     "own-layer": lambda: Sinh(3),
     "own-layer-context": lambda: SumOfContext(3, 2),
+    "chain-standardized": lambda: Chain([split((3,)), Elementwise((3,), Affine(nn.Identity())), ZOO["standardized"]()]),
     # builders
     "realnvp-1": lambda: Chain(realnvp_transforms(1)),
     "realnvp-1-context": lambda: Chain(realnvp_transforms(1, net=mlp, context_dim=2)),

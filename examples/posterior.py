@@ -1,0 +1,158 @@
+"""A posterior end to end: a flow guide, how far it can be trusted, and what other guides of Pyro make of it.
+
+    python examples/posterior.py                                        # eight schools, against its exact posterior
+    python examples/posterior.py --compare                              # the same, and four guides of Pyro beside it
+    python examples/posterior.py --posterior arK-arK --root DIR         # a posterior of posteriordb from DIR
+
+Every guide is trained with its defaults by ``ClippedAdam({"lr": 5e-3, "lrd": 0.999})`` and 32 vectorised particles: the
+flow for ``--steps`` steps, the others for the same wall time, which includes finding a start. The last rows of
+``metrics.jsonl`` have for each guide
+
+    elbo                    the mean log-weight of 20,000 fresh draws, in nats; with elbo_error, its standard error,
+    mean_error, sd_error    the largest error of a marginal mean, in standard deviations of the reference, and of a
+                            marginal standard deviation, relative,
+    pareto_k, ess           Pareto k-hat of the importance weights, and their effective sample size as a fraction,
+    corrected_...           the same two errors after importance resampling.
+
+``--out`` also receives ``posterior.png``: the loss, and the marginals beside the reference.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pyro
+from posteriors import POSTERIORS, Draws, Posterior, errors, load
+from pyro.distributions.transforms import affine_coupling, iterated
+from pyro.infer import SVI, Trace_ELBO
+from pyro.infer.autoguide import AutoGuide, AutoIAFNormal, AutoMultivariateNormal, AutoNormal, AutoNormalizingFlow
+from pyro.optim import ClippedAdam
+from tqdm import tqdm
+
+from pyro_realnvp import AutoRealNVP, importance_sample
+
+from common import Metrics, add_options, fail, save_figure, set_seed
+
+DRAWS = 20_000
+GUIDES: dict[str, Callable[..., AutoGuide]] = {
+    "AutoRealNVP": AutoRealNVP,
+    "AutoNormal": AutoNormal,
+    "AutoMultivariateNormal": AutoMultivariateNormal,
+    "AutoIAFNormal": AutoIAFNormal,
+    "AutoNormalizingFlow": lambda model: AutoNormalizingFlow(
+        model, lambda dim: iterated(8, partial(affine_coupling, dim))
+    ),
+}
+
+
+def train(name: str, model: Callable[[], None], *, steps: int, seconds: float) -> tuple[AutoGuide, list[float], float]:
+    """The guide after so many steps or seconds, whichever is first, its losses, and the seconds it took."""
+    pyro.clear_param_store()
+    start = perf_counter()
+    guide = GUIDES[name](model)
+    svi = SVI(model, guide, ClippedAdam({"lr": 5e-3, "lrd": 0.999}), Trace_ELBO(32, vectorize_particles=True))
+    losses: list[float] = []
+    with tqdm(total=steps if steps < math.inf else None, desc=name, unit="step", mininterval=0.5) as bar:
+        while len(losses) < steps and perf_counter() - start < seconds:
+            losses.append(svi.step())
+            if len(losses) % 50 == 0:
+                bar.set_postfix_str(f"{np.mean(losses[-50:]):.3f} nats", refresh=False)
+            bar.update()
+    return guide, losses, perf_counter() - start
+
+
+def judge(posterior: Posterior, guide: AutoGuide) -> tuple[dict[str, float], Draws]:
+    """The row of a guide in the metrics, and its draws."""
+    weighted = importance_sample(posterior.model, guide, num_samples=DRAWS, parallel=True)
+    log_weights = weighted.log_weights.double()
+    draws = posterior.scalars(dict(weighted.samples))
+    corrected = posterior.scalars(weighted.smoothed().resample(DRAWS))
+    row = {
+        "elbo": float(log_weights.mean()),
+        "elbo_error": float(log_weights.std()) / math.sqrt(DRAWS),
+        **errors(draws, posterior.reference),
+        "pareto_k": weighted.pareto_k,
+        "ess": weighted.effective_sample_size / DRAWS,
+        **{f"corrected_{key}": value for key, value in errors(corrected, posterior.reference).items()},
+    }
+    return row, draws
+
+
+def draw(path: Path, posterior: Posterior, losses: Sequence[float], draws: Draws, pareto_k: float) -> None:
+    """The loss, smoothed and from where it has come down, and up to eleven marginals beside the reference."""
+    names = list(posterior.reference)[-11:]
+    rows = -(-(len(names) + 1) // 4)
+    figure, axes = plt.subplots(rows, 4, figsize=(14, 2.7 * rows), squeeze=False, layout="constrained")
+    width = max(1, len(losses) // 100)
+    smooth = np.convolve(losses, np.ones(width) / width, mode="valid")
+    first, *others = axes.flat
+    first.plot(np.arange(len(smooth)) + width, smooth, color="tab:blue")
+    first.set(xlabel="step", title="-ELBO (nats)")
+    for axis, name in zip(others, names, strict=False):
+        truth, value = posterior.reference[name].numpy(), draws[name].numpy()
+        bins = np.linspace(*np.quantile(truth, [0.001, 0.999]), 50)
+        axis.hist(truth, bins, density=True, color="0.8", label="reference")
+        axis.hist(value, bins, density=True, histtype="step", color="tab:blue", linewidth=1.5, label="AutoRealNVP")
+        axis.set(title=name, yticks=[])
+    for axis in others[len(names) :]:
+        axis.axis("off")
+    others[0].legend(frameon=False, fontsize=8)
+    figure.suptitle(f"{posterior.name}, Pareto k-hat {pareto_k:.2f}")
+    save_figure(path, figure)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_options(parser, out="runs/posterior", steps=3000)
+    parser.add_argument("--posterior", default=next(iter(POSTERIORS)), help="its name (default: %(default)s)")
+    parser.add_argument("--root", type=Path, help="folder of posteriordb")
+    parser.add_argument("--compare", action="store_true", help="train the other guides too, for the same time")
+    options = parser.parse_args(arguments)
+    if options.steps < 1:
+        fail(f"--steps must be at least 1, but got {options.steps}.")
+    if options.device not in ("auto", "cpu"):
+        fail(f"These posteriors are small and run on the CPU, but got --device {options.device}.")
+    logging.getLogger("pyro").setLevel(logging.WARNING)
+    set_seed(options.seed)
+    posterior = load(options.posterior, options.root)
+    metrics = Metrics(options.out)
+
+    guide, losses, seconds = train("AutoRealNVP", posterior.model, steps=options.steps, seconds=math.inf)
+    for step in range(0, len(losses), 50):
+        metrics.write({"step": step, "loss": float(np.mean(losses[step : step + 50]))})
+    row, draws = judge(posterior, guide)
+    draw(options.out / "posterior.png", posterior, losses, draws, row["pareto_k"])
+    report(metrics, "AutoRealNVP", len(losses), seconds, row)
+    if not options.compare:
+        return
+    for name in list(GUIDES)[1:]:
+        set_seed(options.seed)
+        try:
+            guide, losses, used = train(name, posterior.model, steps=10**9, seconds=seconds)
+            row, _ = judge(posterior, guide)
+        except ValueError as error:  # an infinite loss, a parameter that is not a number
+            print(f"{name:24s} failed: {str(error).splitlines()[0]}")
+            metrics.write({"guide": name, "failed": str(error).splitlines()[0]})
+            continue
+        report(metrics, name, len(losses), used, row)
+
+
+def report(metrics: Metrics, name: str, steps: int, seconds: float, row: dict[str, float]) -> None:
+    metrics.write({"guide": name, "steps": steps, "seconds": round(seconds, 1), **row})
+    print(
+        f"{name:24s}{steps:6d} steps {seconds:5.0f} s   ELBO {row['elbo']:.3f} +- {row['elbo_error']:.3f}   "
+        f"mean error {row['mean_error']:.3f} sd   sd error {100 * row['sd_error']:.1f} %   "
+        f"k-hat {row['pareto_k']:.2f}   ESS {100 * row['ess']:.0f} %"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,194 @@
+"""The Gaussian that a guide starts from."""
+
+from __future__ import annotations
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor
+from torch.linalg import LinAlgError
+
+from pyro_realnvp import AutoRealNVP
+from pyro_realnvp.sites import constrained, log_joint, log_joints
+from pyro_realnvp.warm_start import batch_and_match, best_gaussian
+
+
+def badly_scaled(dim: int, condition: float) -> tuple[Tensor, Tensor]:
+    """A mean and a covariance of this condition number, with axes in all directions."""
+    rotation = torch.linalg.qr(torch.randn(dim, dim, dtype=torch.float64)).Q
+    values = torch.logspace(-0.5, 0.5, dim, base=condition, dtype=torch.float64)
+    return 100 * torch.randn(dim, dtype=torch.float64), rotation * values @ rotation.T
+
+
+def distance(found: tuple[Tensor, Tensor], mean: Tensor, covariance: Tensor) -> tuple[float, float]:
+    """In units of the truth: how far the mean is, and by how much the smallest or largest deviation differs."""
+    root = torch.linalg.cholesky(covariance)
+    white = torch.linalg.solve_triangular(root, (found[0] - mean).unsqueeze(-1), upper=False)
+    values = torch.linalg.svdvals(torch.linalg.solve_triangular(root, found[1], upper=False))
+    return white.norm().item(), (values - 1).abs().max().item()
+
+
+@pytest.mark.parametrize("dim", [1, 2, 7])
+@pytest.mark.parametrize("start", [0.1, 1.0])
+def test_exact_on_a_gaussian(dim: int, start: float) -> None:
+    mean, covariance = badly_scaled(dim, 1e8)
+    target = dist.MultivariateNormal(mean, covariance)
+    found = best_gaussian(target.log_prob, torch.zeros_like(mean), start, batch=32, steps=200)
+    of_mean, of_deviation = distance(found, mean, covariance)
+    assert of_mean < 0.01
+    assert of_deviation < 0.01
+    assert torch.equal(found[1], found[1].tril())
+
+
+def test_in_single_precision() -> None:
+    mean, covariance = torch.tensor([300.0, -2.0]), torch.tensor([[100.0, 0.09], [0.09, 1e-4]])
+    target = dist.MultivariateNormal(mean, covariance)
+    found = best_gaussian(target.log_prob, torch.zeros(2), 0.1, batch=32, steps=200)
+    assert found[0].dtype == found[1].dtype == torch.float32
+    of_mean, of_deviation = distance(found, mean, covariance)
+    assert of_mean < 0.1
+    assert of_deviation < 0.05
+
+
+def test_no_unit_matters() -> None:
+    """The density in another unit, from the start in that unit, with the same random numbers."""
+
+    def log_density(x: Tensor) -> Tensor:
+        return -x.square().sum(-1) - (x[:, 0] - 2 * x[:, 1] - 1).pow(4)
+
+    found = []
+    for unit in (1.0, 1e4):
+        torch.manual_seed(3)
+        loc, scale = torch.ones(2, dtype=torch.float64) * unit, 0.5 * unit
+        mu, tril = batch_and_match(lambda x, unit=unit: log_density(x / unit), loc, scale, batch=16, steps=40)
+        found.append((mu / unit, tril / unit))
+    for left, right in zip(*found, strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-5, atol=1e-7)
+
+
+def test_funnel() -> None:
+    """Its mode has no width, and the density there no bound; the mass has its best Gaussian elsewhere.
+
+    N(m, t^2) for v and N(0, s^2) for the other nine have the highest ELBO, up to a constant, at m = 0,
+    t^2 = 1 / (9/2 + 1/9) and log s^2 = m - t^2 / 2: the value below.
+    """
+
+    def log_density(x: Tensor) -> Tensor:
+        v, rest = x[:, 0], x[:, 1:]
+        return -v.square() / 18 - 0.5 * rest.square().sum(-1) * (-v).exp() - 4.5 * v
+
+    mu, tril = best_gaussian(log_density, torch.zeros(10), 0.1, batch=32, steps=200)
+    z = torch.randn(20_000, 10)
+    elbo = (log_density(mu + z @ tril.T) + tril.diagonal().log().sum()).mean().item()
+    t = (1 / (9 / 2 + 1 / 9)) ** 0.5
+    best = -9 / 2 - t * t * (9 / 4 + 1 / 18) + math.log(t)
+    assert best - 1 < elbo < best + 0.1  # it begins 18 below
+
+
+def test_not_finite_everywhere() -> None:
+    """-inf and NaN on one side, as of a model that overflows."""
+
+    def log_density(x: Tensor) -> Tensor:
+        value = -0.5 * ((x - 3) / 0.5).square().sum(-1)
+        return torch.where(x[:, 0] > 6, torch.nan, torch.where(x[:, 0] < -4, -torch.inf, value))
+
+    mu, tril = best_gaussian(log_density, torch.zeros(2), 1.0, batch=32, steps=200)
+    torch.testing.assert_close(mu, torch.full((2,), 3.0), rtol=0, atol=0.05)
+    torch.testing.assert_close(tril @ tril.T, 0.25 * torch.eye(2), rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_finite_nowhere(value: float) -> None:
+    def log_density(x: Tensor) -> Tensor:
+        return value * (1 + x.square().sum(-1))
+
+    mu, tril = best_gaussian(log_density, torch.ones(2), 0.3, batch=8, steps=10)
+    torch.testing.assert_close(mu, torch.ones(2))
+    torch.testing.assert_close(tril, 0.3 * torch.eye(2))
+    with pytest.raises(LinAlgError, match="step 0"):
+        batch_and_match(log_density, torch.ones(2), 0.3, batch=8, steps=10)
+
+
+def test_the_better_of_two_starts() -> None:
+    """From far out in a density as sharp as a likelihood of much data, only the mode leads there."""
+
+    def log_density(x: Tensor) -> Tensor:
+        return -0.5 * ((x - 40) / 0.001).square().sum(-1)
+
+    mu, tril = best_gaussian(log_density, torch.zeros(3, dtype=torch.float64), 0.1, batch=32, steps=200)
+    assert ((mu - 40).abs() < 1e-4).all()
+    torch.testing.assert_close(tril.diagonal(), torch.full((3,), 0.001, dtype=torch.float64), rtol=0.02, atol=0)
+
+
+# ------------------------------------------------------------------------------------------------------- of a model
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_regression_in_raw_units(seed: int) -> None:
+    """Intercept 26, a predictor of deviation 100, half-Cauchy noise: against the closed form of a flat prior."""
+    pyro.set_rng_seed(seed)
+    x = 100 + 100 * torch.randn(200)
+    y = 26 + 0.6 * x + 18 * torch.randn(200)
+
+    def model() -> None:
+        a = pyro.sample("a", dist.Normal(0.0, 1000.0))
+        b = pyro.sample("b", dist.Normal(0.0, 1000.0))
+        sigma = pyro.sample("sigma", dist.HalfCauchy(25.0))
+        with pyro.plate("data", 200):
+            pyro.sample("y", dist.Normal(a + b * x, sigma), obs=y)
+
+    guide = AutoRealNVP(model)
+    guide.initialize()
+    draws = guide.sample_posterior((20_000,))
+    design = torch.stack([torch.ones(200), x], -1).double()
+    inverse = (design.T @ design).inverse()
+    estimate = inverse @ design.T @ y.double()
+    variance = (y - design @ estimate).square().sum() / 198
+    deviation = (variance * inverse.diagonal()).sqrt()
+    for index, name in enumerate("ab"):
+        value = draws[name].double()
+        assert abs(value.mean() - estimate[index]) < 0.1 * deviation[index]
+        assert value.std().item() == pytest.approx(deviation[index].item(), rel=0.05)
+    assert draws["sigma"].mean().item() == pytest.approx(variance.sqrt().item(), rel=0.02)
+    assert draws["sigma"].std().item() == pytest.approx(variance.sqrt().item() / 20, rel=0.1)
+
+
+def plates(y: Tensor) -> None:
+    mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+    share = pyro.sample("share", dist.Dirichlet(torch.ones(3)))
+    with pyro.plate("columns", 2, dim=-1):
+        column = pyro.sample("column", dist.Gamma(2.0, 1.0))
+        with pyro.plate("rows", 4, dim=-2):
+            cell = pyro.sample("cell", dist.Normal(mean, column))
+            pyro.sample("y", dist.Normal(cell + share[..., 0], 0.5), obs=y)
+
+
+def test_log_joint_is_the_density_of_the_model_in_unconstrained_space() -> None:
+    y = torch.randn(4, 2)
+    guide = AutoRealNVP(plates, init_scale=0.1)
+    guide.initialize(y)
+    x = torch.randn(5, guide.latent_dim)
+    values, log_det = constrained(guide, x)
+    assert values["share"].shape == (5, 3)
+    for index in range(5):
+        sites = {name: value[index] for name, value in values.items()}
+        trace = pyro.poutine.trace(pyro.poutine.condition(plates, sites)).get_trace(y)
+        expected = trace.log_prob_sum() + log_det[index]
+        torch.testing.assert_close(log_joint(guide, x[index], (y,), {}), expected)
+    together = log_joints(guide, x, (y,), {})
+    assert together.shape == (5,)
+    torch.testing.assert_close(together, torch.stack([log_joint(guide, row, (), {"y": y}) for row in x]))
+
+
+def test_log_joints_inside_the_plate_of_the_particles() -> None:
+    """Where a guide sees its model for the first time inside vectorised particles."""
+    y = torch.randn(4, 2)
+    guide = AutoRealNVP(plates, init_scale=0.1)
+    guide.initialize(y)
+    x = torch.randn(5, guide.latent_dim)
+    expected = log_joints(guide, x, (y,), {})
+    with pyro.plate("particles", 8, dim=-3), pyro.poutine.block():
+        torch.testing.assert_close(log_joints(guide, x, (y,), {}), expected)
