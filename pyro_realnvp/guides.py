@@ -28,7 +28,7 @@ from .coupling import Elementwise
 from .linear import Standardized
 from .mixture import MixtureLogistic
 from .path_gradient import PathGradientDistribution
-from .sites import constrained, log_joint, log_joints
+from .sites import constrained, log_joint, log_joints, plate_nesting
 from .transformers import Affine
 from .warm_start import best_gaussian
 
@@ -140,11 +140,12 @@ class AutoRealNVP(AutoContinuous):
             return torch.stack([log_joint(self, row, args, kwargs) for row in x])
 
         def at_once(x: Tensor) -> Tensor:
-            return log_joints(self, x, args, kwargs)
+            return log_joints(self, x, args, kwargs, nesting=nesting)
 
         density, batch, steps = one_by_one, 8, 60
         # Outside of whatever traces the guide; far from the mode a value may be infinite.
         with poutine.block(), pyro.validation_enabled(False):
+            nesting = plate_nesting(self, args, kwargs)
             probe = loc + self._init_scale * torch.randn(2, len(loc), dtype=loc.dtype, device=loc.device)
             try:
                 if torch.allclose(at_once(probe), one_by_one(probe), rtol=1e-3, equal_nan=True):

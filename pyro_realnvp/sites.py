@@ -16,7 +16,7 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 from torch.distributions import biject_to
 
-__all__ = ["constrained", "log_joint", "log_joints", "log_prob_of"]
+__all__ = ["constrained", "log_joint", "log_joints", "log_prob_of", "plate_nesting"]
 
 
 def constrained(guide: AutoContinuous, x: Tensor) -> tuple[dict[str, Tensor], Tensor]:
@@ -44,15 +44,23 @@ def log_joint(guide: AutoContinuous, x: Tensor, args: tuple[Any, ...], kwargs: M
     return log_prob_of(prune_subsample_sites(trace), None) + log_det
 
 
-def log_joints(guide: AutoContinuous, x: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+def plate_nesting(guide: AutoContinuous, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
+    """The number of dimensions that plates take up: those of the model, observed sites too, and those it is run in."""
+    with poutine.block():
+        trace = poutine.trace(guide.model).get_trace(*args, **kwargs)
+    sites: Any = [site for site in trace.nodes.values() if site["type"] == "sample"]
+    dims = [-frame.dim for site in sites for frame in site["cond_indep_stack"] if frame.vectorized]
+    return max([*dims, len(_DIM_ALLOCATOR._stack)])
+
+
+def log_joints(
+    guide: AutoContinuous, x: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, nesting: int
+) -> Tensor:
     """The same of x (S, D), of shape (S,), in one run of the model.
 
-    The rows stand in a plate outside of all plates of the model, as vectorised particles do, and of those it is run in.
+    The rows stand in a plate outside of all others, as vectorised particles do; there are ``nesting`` others.
     """
     prototype: Any = guide.prototype_trace
-    sites = [site for site in prototype.nodes.values() if site["type"] == "sample"]
-    dims = [-frame.dim for site in sites for frame in site["cond_indep_stack"] if frame.vectorized]
-    nesting = max([*dims, len(_DIM_ALLOCATOR._stack)])
     values, log_det = constrained(guide, x)
     for name, value in values.items():
         batch_dims = len(prototype.nodes[name]["fn"].batch_shape)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.linalg import LinAlgError
 
 from pyro_realnvp import AutoRealNVP
-from pyro_realnvp.sites import constrained, log_joint, log_joints
+from pyro_realnvp.sites import constrained, log_joint, log_joints, plate_nesting
 from pyro_realnvp.warm_start import batch_and_match, best_gaussian
 
 
@@ -177,7 +177,7 @@ def test_log_joint_is_the_density_of_the_model_in_unconstrained_space() -> None:
         trace = pyro.poutine.trace(pyro.poutine.condition(plates, sites)).get_trace(y)
         expected = trace.log_prob_sum() + log_det[index]
         torch.testing.assert_close(log_joint(guide, x[index], (y,), {}), expected)
-    together = log_joints(guide, x, (y,), {})
+    together = log_joints(guide, x, (y,), {}, nesting=plate_nesting(guide, (y,), {}))
     assert together.shape == (5,)
     torch.testing.assert_close(together, torch.stack([log_joint(guide, row, (), {"y": y}) for row in x]))
 
@@ -188,6 +188,39 @@ def test_log_joints_inside_the_plate_of_the_particles() -> None:
     guide = AutoRealNVP(plates, init_scale=0.1)
     guide.initialize(y)
     x = torch.randn(5, guide.latent_dim)
-    expected = log_joints(guide, x, (y,), {})
+    expected = log_joints(guide, x, (y,), {}, nesting=2)
     with pyro.plate("particles", 8, dim=-3), pyro.poutine.block():
-        torch.testing.assert_close(log_joints(guide, x, (y,), {}), expected)
+        nesting = plate_nesting(guide, (y,), {})
+        assert nesting == 3
+        torch.testing.assert_close(log_joints(guide, x, (y,), {}, nesting=nesting), expected)
+
+
+def deeper_data() -> None:
+    """The observed sites are in more plates than the latent ones."""
+    a = pyro.sample("a", dist.Normal(0.0, 1.0))
+    with pyro.plate("columns", 2, dim=-1):
+        b = pyro.sample("b", dist.Gamma(2.0, 1.0))
+        with pyro.plate("rows", 7, dim=-2):
+            pyro.sample("y", dist.Normal(a, b), obs=torch.linspace(-1, 2, 14).view(7, 2))
+
+
+def test_a_start_takes_few_runs_of_the_model() -> None:
+    """One of each hundred draws or so, not one of each draw: every plate counts, not only those of the latents."""
+    runs = []
+
+    def model() -> None:
+        runs.append(1)
+        deeper_data()
+
+    AutoRealNVP(model).initialize()
+    assert len(runs) < 600  # and one by one it would be more than 900
+
+
+def test_log_joints_of_data_in_more_plates() -> None:
+    guide = AutoRealNVP(deeper_data, init_scale=0.1)
+    guide.initialize()
+    x = torch.randn(5, guide.latent_dim)
+    nesting = plate_nesting(guide, (), {})
+    assert nesting == 2
+    expected = torch.stack([log_joint(guide, row, (), {}) for row in x])
+    torch.testing.assert_close(log_joints(guide, x, (), {}, nesting=nesting), expected)
