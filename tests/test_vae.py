@@ -15,7 +15,22 @@ import torch
 from pyro.infer import Trace_ELBO
 from safetensors.torch import load_file
 
-SMALL = ["--latent", "3", "--hidden", "8", "--couplings", "2", "--width", "4", "--batch", "16", "--draws", "5"]
+SMALL = [
+    "--latent",
+    "3",
+    "--hidden",
+    "8",
+    "--decoder",
+    "5",
+    "--couplings",
+    "2",
+    "--width",
+    "4",
+    "--batch",
+    "16",
+    "--draws",
+    "5",
+]
 TINY = [*SMALL, "--steps", "4", "--interval", "2", "--device", "cpu"]
 FOUR = [(prior, posterior) for prior in ("normal", "flow") for posterior in ("normal", "flow")]
 
@@ -47,7 +62,16 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
 
 
 def config(prior: str, posterior: str) -> dict[str, Any]:
-    sizes = {"pixels": 6, "levels": 5, "latent": 3, "hidden": 8, "couplings": 2, "width": [4], "dropout": 0.0}
+    sizes = {
+        "pixels": 6,
+        "levels": 5,
+        "latent": 3,
+        "hidden": 8,
+        "decoder": [5],
+        "couplings": 2,
+        "width": [4],
+        "dropout": 0.0,
+    }
     return {**sizes, "prior": prior, "posterior": posterior}
 
 
