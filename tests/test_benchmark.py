@@ -254,12 +254,14 @@ def test_zuko_leaves_validation_as_it_was(make: Callable[..., Any]) -> None:
 
 
 def test_the_full_sizes(benchmark: ModuleType) -> None:
-    """Of the published table: 8 couplings, MLP of 4 x 256 for two dimensions and of 2 x 256 for 64."""
+    """8 couplings, MLP of 4 x 256 for two dimensions and of 2 x 256 for 64; 32 feature maps at both scales."""
     tasks = benchmark.workloads(tiny=False)
     for name, shape, parameters in (("vector-2", (256, 2), 1_587_216), ("vector-64", (256, 64), 725_504)):
         assert tasks[name].shape == shape
         module = tasks[name].builds["ours"](torch.randn(shape)).module
         assert sum(parameter.numel() for parameter in module.parameters()) == parameters
+    module = tasks["realnvp"].builds["ours"](torch.randn(1, 3, 32, 32)).module
+    assert sum(parameter.numel() for parameter in module.parameters()) == 832_361
     assert tasks["realnvp"].shape == tasks["glow"].shape == (32, 3, 32, 32)
 
 
