@@ -294,7 +294,7 @@ def draw(flow: Flow, ranks: Tensor, draws: int, path: Path, device: torch.device
     """True and learned posteriors of three x; histograms of the ranks; the coverage."""
     figure, axes = plt.subplots(3, 3, figsize=(11, 10.5), layout="constrained")
     for column, x in zip(axes[:2].T, OBSERVATIONS.to(device), strict=True):
-        given = f"x = ({x[0]:.1f}, {x[1]:.1f})"
+        given = f"x = ({x[0]:.4g}, {x[1]:.4g})"
         for axis, title, theta in (
             (column[0], f"true posterior, {given}", sample_posterior(x, count)),
             (column[1], f"learned posterior, {given}", flow.sample((count,), x)),
