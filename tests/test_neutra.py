@@ -96,11 +96,11 @@ def test_gradients_are_counted(neutra: ModuleType) -> None:
 def test_annealing_goes_from_flat_to_the_target(neutra: ModuleType) -> None:
     betas = [neutra.TARGETS["bimodal"].arguments(share)[0] for share in (0.0, 0.35, 0.7, 1.0)]
     assert betas == pytest.approx([0.01, 0.1, 1.0, 1.0])
-    start = {"z": torch.ones(2)}
-    tempered, full = (
-        poutine.trace(poutine.condition(neutra.bimodal, start)).get_trace(beta).log_prob_sum() for beta in (0.25, 1.0)
-    )
-    assert float(tempered) == pytest.approx(0.25 * float(full))
+    assert neutra.TARGETS["banana"].arguments(0.0) == pytest.approx((0.2,))
+    for model in (neutra.banana, neutra.bimodal):
+        start = poutine.condition(model, {"a": torch.ones(()), "b": torch.zeros(()), "z": torch.ones(2)})
+        tempered, full = (poutine.trace(start).get_trace(beta).log_prob_sum() for beta in (0.25, 1.0))
+        assert float(tempered) == pytest.approx(0.25 * float(full))
 
 
 def test_side_by_side(neutra: ModuleType) -> None:
