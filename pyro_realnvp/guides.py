@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
@@ -56,16 +57,18 @@ class AutoRealNVP(AutoContinuous):
 
     with couplings f that start as the identity and learned ``shift`` and ``log_scale`` that start at 0. ``loc`` and
     ``L`` are constants found when the guide first sees the model: the Gaussian with the highest ELBO among a few that
-    match the gradients of the log-density (:mod:`pyro_realnvp.warm_start`; about a hundred batches of gradients, in
-    one vectorised run of the model each where that works). SVI then starts from a good Gaussian in whitened
-    coordinates, where one learning rate suits every model. With ``init_loc_fn`` or ``init_scale`` the guide starts as
-    N(init_loc, init_scale^2 I) instead, L is diagonal, and nothing is fitted beforehand.
+    match the gradients of the log-density (:mod:`pyro_realnvp.warm_start`; a few hundred batches of gradients, in one
+    vectorised run of the model each, and with a warning fewer where the model cannot be vectorised). SVI then starts
+    from a good Gaussian in whitened coordinates, where one learning rate suits most models. With ``init_loc_fn`` or
+    ``init_scale``, and for more than 256 latents, the guide starts as N(init_loc, init_scale^2 I) instead, L = I, and
+    nothing is fitted beforehand.
 
         guide = AutoRealNVP(model)
         svi = SVI(model, guide, ClippedAdam({"lr": 5e-3, "lrd": 0.999}), Trace_ELBO(32, vectorize_particles=True))
 
     With vectorised particles the gradient of the ELBO is that of the path of the draws alone, which vanishes as the
-    guide reaches the posterior (:mod:`pyro_realnvp.path_gradient`); no setting is needed, for other bounds either.
+    guide reaches the posterior (:mod:`pyro_realnvp.path_gradient`), at the cost of a second pass through the flow; no
+    setting is needed, for other bounds either.
 
     The flow is built by :meth:`initialize` or the first call. A state loads into a fresh guide before that. A single
     latent has nothing to be coupled with, and gets a mixture of logistics.
@@ -142,16 +145,24 @@ class AutoRealNVP(AutoContinuous):
         def at_once(x: Tensor) -> Tensor:
             return log_joints(self, x, args, kwargs, nesting=nesting)
 
-        density, batch, steps = one_by_one, 8, 60
         # Outside of whatever traces the guide; far from the mode a value may be infinite.
         with poutine.block(), pyro.validation_enabled(False):
-            nesting = plate_nesting(self, args, kwargs)
+            nesting = plate_nesting(poutine.trace(self.model).get_trace(*args, **kwargs))
             probe = loc + self._init_scale * torch.randn(2, len(loc), dtype=loc.dtype, device=loc.device)
             try:
-                if torch.allclose(at_once(probe), one_by_one(probe), rtol=1e-3, equal_nan=True):
-                    density, batch, steps = at_once, 32, 200
-            except (RuntimeError, ValueError, IndexError):
-                pass  # the model does not declare its batch dimensions by plates
+                together, apart, again = at_once(probe), one_by_one(probe), one_by_one(probe)
+                # A model that subsamples, say, is random itself: there is nothing to compare.
+                wrong = torch.equal(apart, again) and not torch.allclose(together, apart, rtol=1e-3)
+                reason = "it gives two draws another density together than apart" if wrong else ""
+            except (RuntimeError, ValueError, IndexError) as error:
+                reason = str(error).splitlines()[0]
+            if reason:
+                warnings.warn(
+                    f"{self._pyro_name} cannot run its model on many draws at once, and finds its start from fewer: "
+                    f"{reason}. Declare batch dimensions by plates, or give init_scale to start without a search.",
+                    stacklevel=2,
+                )
+            density, batch, steps = (one_by_one, 8, 60) if reason else (at_once, 32, 200)
             loc, scale = best_gaussian(density, loc, self._init_scale, batch=batch, steps=steps)
         return loc, scale, 1.0
 

@@ -44,11 +44,9 @@ def log_joint(guide: AutoContinuous, x: Tensor, args: tuple[Any, ...], kwargs: M
     return log_prob_of(prune_subsample_sites(trace), None) + log_det
 
 
-def plate_nesting(guide: AutoContinuous, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
-    """The number of dimensions that plates take up: those of the model, observed sites too, and those it is run in."""
-    with poutine.block():
-        trace = poutine.trace(guide.model).get_trace(*args, **kwargs)
-    sites: Any = [site for site in trace.nodes.values() if site["type"] == "sample"]
+def plate_nesting(*traces: Trace) -> int:
+    """How many dimensions plates take up: those in the traces, of observed sites too, and those that are open now."""
+    sites: Any = [site for trace in traces for site in trace.nodes.values() if site["type"] == "sample"]
     dims = [-frame.dim for site in sites for frame in site["cond_indep_stack"] if frame.vectorized]
     return max([*dims, len(_DIM_ALLOCATOR._stack)])
 
@@ -56,7 +54,7 @@ def plate_nesting(guide: AutoContinuous, args: tuple[Any, ...], kwargs: Mapping[
 def log_joints(
     guide: AutoContinuous, x: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, nesting: int
 ) -> Tensor:
-    """The same of x (S, D), of shape (S,), in one run of the model.
+    """As :func:`log_joint` of x (S, D), of shape (S,), in one run of the model.
 
     The rows stand in a plate outside of all others, as vectorised particles do; there are ``nesting`` others.
     """

@@ -238,6 +238,7 @@ class Network(PyroModule):
             pyro.sample("y", dist.Normal(mean, noise), obs=y)
 
 
+@pytest.mark.filterwarnings("ignore:AutoRealNVP cannot run its model on many draws")  # a linear layer takes one weight
 @pytest.mark.parametrize("make", [quick, partial(AutoRealNVP, transforms=small)])
 def test_parameters_of_the_model_are_learned_too(make: Callable[..., Any]) -> None:
     model, x = Network(), torch.randn(6, 2)
@@ -298,8 +299,23 @@ def test_not_vectorizable() -> None:
         pyro.sample("y", dist.Normal(a, scale), obs=torch.tensor(0.5))
 
     guide = AutoRealNVP(model, small)
+    with pytest.warns(UserWarning, match="cannot run its model on many draws at once.*ambiguous"):
+        guide.initialize()
     steps(model, guide, vectorize=False)
     assert guide.sample_posterior((200,))["a"].mean().item() == pytest.approx(0.4, abs=0.3)
+
+
+def test_wrong_when_vectorized() -> None:
+    """A model that sums over its draws gives numbers, but not theirs: the start must not believe them."""
+
+    def model() -> None:
+        a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(a.sum(), 1.0), obs=torch.tensor(0.5))
+
+    guide = AutoRealNVP(model, small)
+    with pytest.warns(UserWarning, match="another density together than apart"):
+        guide.initialize()
+    assert guide.sample_posterior((4000,))["a"].mean().item() == pytest.approx(0.25, abs=0.05)
 
 
 def test_arguments_that_change() -> None:

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from torch import Tensor
 from torch.linalg import LinAlgError
 
 from pyro_realnvp import AutoRealNVP
 from pyro_realnvp.sites import constrained, log_joint, log_joints, plate_nesting
 from pyro_realnvp.warm_start import batch_and_match, best_gaussian
+
+
+def trace_of(guide: AutoRealNVP, *args: Any) -> poutine.Trace:
+    with poutine.block():
+        return poutine.trace(guide.model).get_trace(*args)
 
 
 def badly_scaled(dim: int, condition: float) -> tuple[Tensor, Tensor]:
@@ -177,7 +184,7 @@ def test_log_joint_is_the_density_of_the_model_in_unconstrained_space() -> None:
         trace = pyro.poutine.trace(pyro.poutine.condition(plates, sites)).get_trace(y)
         expected = trace.log_prob_sum() + log_det[index]
         torch.testing.assert_close(log_joint(guide, x[index], (y,), {}), expected)
-    together = log_joints(guide, x, (y,), {}, nesting=plate_nesting(guide, (y,), {}))
+    together = log_joints(guide, x, (y,), {}, nesting=plate_nesting(trace_of(guide, y)))
     assert together.shape == (5,)
     torch.testing.assert_close(together, torch.stack([log_joint(guide, row, (), {"y": y}) for row in x]))
 
@@ -190,7 +197,7 @@ def test_log_joints_inside_the_plate_of_the_particles() -> None:
     x = torch.randn(5, guide.latent_dim)
     expected = log_joints(guide, x, (y,), {}, nesting=2)
     with pyro.plate("particles", 8, dim=-3), pyro.poutine.block():
-        nesting = plate_nesting(guide, (y,), {})
+        nesting = plate_nesting(trace_of(guide, y))
         assert nesting == 3
         torch.testing.assert_close(log_joints(guide, x, (y,), {}, nesting=nesting), expected)
 
@@ -220,7 +227,7 @@ def test_log_joints_of_data_in_more_plates() -> None:
     guide = AutoRealNVP(deeper_data, init_scale=0.1)
     guide.initialize()
     x = torch.randn(5, guide.latent_dim)
-    nesting = plate_nesting(guide, (), {})
+    nesting = plate_nesting(trace_of(guide))
     assert nesting == 2
     expected = torch.stack([log_joint(guide, row, (), {}) for row in x])
     torch.testing.assert_close(log_joints(guide, x, (), {}, nesting=nesting), expected)
