@@ -28,6 +28,7 @@ from .mcmc import IndependenceMH, NeuTra
 from .mixture import MixtureLogistic
 from .multiscale import Arranged, Columns, FactorOut, Parallel, Squeeze, Squeezed
 from .normalization import ActNorm, BatchNorm, recalibrate
+from .path_gradient import PathGradientDistribution
 from .transformers import Additive, Affine, SigmoidScale, SoftClipScale, SoftplusScale, TanhScale
 
 __version__ = "0.1.0"
@@ -64,6 +65,7 @@ __all__ = [
     "MixtureLogistic",
     "NeuTra",
     "Parallel",
+    "PathGradientDistribution",
     "Permute",
     "ResNet",
     "Scale",
