@@ -30,7 +30,6 @@ from time import perf_counter
 import matplotlib.pyplot as plt
 import numpy as np
 import pyro
-from posteriors import POSTERIORS, Draws, Posterior, errors, load
 from pyro.distributions.transforms import affine_coupling, iterated
 from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoGuide, AutoIAFNormal, AutoMultivariateNormal, AutoNormal, AutoNormalizingFlow
@@ -40,6 +39,7 @@ from tqdm import tqdm
 from pyro_realnvp import AutoRealNVP, importance_sample
 
 from common import Metrics, add_options, fail, save_figure, set_seed
+from posteriors import POSTERIORS, Draws, Posterior, errors, load
 
 DRAWS = 20_000
 GUIDES: dict[str, Callable[..., AutoGuide]] = {
