@@ -3,38 +3,24 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 from pyro import poutine
 
+import neutra
+
 TINY = ["--steps", "4", "--particles", "4", "--couplings", "2", "--hidden", "8"]
 TINY += ["--samples", "6", "--warmup", "4", "--chains", "2"]
-
-
-@pytest.fixture(scope="module")
-def neutra() -> ModuleType:
-    """The script, as Python sees it when it runs from its own folder."""
-    pytest.importorskip("matplotlib")
-    pytest.importorskip("arviz_stats")
-    folder = str(Path(__file__).parent.parent / "examples")
-    sys.path.insert(0, folder)
-    try:
-        import neutra
-    finally:
-        sys.path.remove(folder)
-    return neutra
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_run_writes_rows_and_picture(neutra: ModuleType, tmp_path: Path) -> None:
+def test_a_run_writes_rows_and_picture(tmp_path: Path) -> None:
     neutra.main([*TINY, "--targets", "banana", "bimodal", "--out", str(tmp_path)])
     rows = {(row["target"], row["sampler"]): row for row in rows_of(tmp_path) if "sampler" in row}
     assert list(rows) == [
@@ -57,7 +43,7 @@ def test_a_run_writes_rows_and_picture(neutra: ModuleType, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("name", ["funnel", "banana", "bimodal"])
-def test_the_contours_are_those_of_the_model(neutra: ModuleType, name: str) -> None:
+def test_the_contours_are_those_of_the_model(name: str) -> None:
     """The log-densities differ by a constant; for the funnel, once the other coordinates are left out."""
     target = neutra.TARGETS[name]
     differences = []
@@ -73,14 +59,14 @@ def test_the_contours_are_those_of_the_model(neutra: ModuleType, name: str) -> N
     torch.testing.assert_close(torch.stack(differences), differences[0].expand(4), rtol=0, atol=1e-4)
 
 
-def test_the_bimodal_density_has_the_share_it_promises(neutra: ModuleType) -> None:
+def test_the_bimodal_density_has_the_share_it_promises() -> None:
     first, second = torch.linspace(-9, 11, 1001), torch.linspace(-7, 7, 701)
     density = neutra.log_bimodal(torch.cartesian_prod(first, second)).double().exp().view(1001, 701) * 0.02 * 0.02
     assert float(density.sum()) == pytest.approx(1, abs=1e-4)
     assert float(density[first > 0].sum()) == pytest.approx(0.7, abs=1e-4)
 
 
-def test_gradients_are_counted(neutra: ModuleType) -> None:
+def test_gradients_are_counted() -> None:
     """A tree of depth d has 2^d - 1 leapfrog steps: at depth 1 a sample costs one gradient, but for the first."""
     calls: list[str] = []
     counted = neutra.Counted(lambda parameters: calls.append("call") or 0.5 * parameters["z"].square().sum())
@@ -93,7 +79,7 @@ def test_gradients_are_counted(neutra: ModuleType) -> None:
     assert 10 <= counted.warmup_calls <= 12
 
 
-def test_annealing_goes_from_flat_to_the_target(neutra: ModuleType) -> None:
+def test_annealing_goes_from_flat_to_the_target() -> None:
     betas = [neutra.TARGETS["bimodal"].arguments(share)[0] for share in (0.0, 0.35, 0.7, 1.0)]
     assert betas == pytest.approx([0.01, 0.1, 1.0, 1.0])
     assert neutra.TARGETS["banana"].arguments(0.0) == pytest.approx((0.2,))
@@ -103,13 +89,13 @@ def test_annealing_goes_from_flat_to_the_target(neutra: ModuleType) -> None:
         assert float(tempered) == pytest.approx(0.25 * float(full))
 
 
-def test_side_by_side(neutra: ModuleType) -> None:
+def test_side_by_side() -> None:
     samples = {"v": torch.arange(3.0), "x": torch.arange(6.0).view(3, 2)}
     expected = torch.tensor([[0.0, 0, 1], [1, 2, 3], [2, 4, 5]])
     torch.testing.assert_close(neutra.side_by_side(samples), expected)
 
 
-def test_smallest_effective_sample_size_is_that_of_the_worst_coordinate(neutra: ModuleType) -> None:
+def test_smallest_effective_sample_size_is_that_of_the_worst_coordinate() -> None:
     good, noise = torch.randn(4, 200), torch.randn(4, 200)
     bad = torch.stack([noise[:, : index + 1][:, -40:].mean(1) for index in range(200)], -1)
     chains = neutra.Chains(torch.stack([good, bad], -1), 1, 1, 0)
@@ -117,14 +103,14 @@ def test_smallest_effective_sample_size_is_that_of_the_worst_coordinate(neutra: 
     assert chains.min_bulk_ess < 100 < 500 < alone.min_bulk_ess < 1100
 
 
-def test_bad_options(neutra: ModuleType, tmp_path: Path) -> None:
+def test_bad_options(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="--targets are among funnel, banana, bimodal, but got bananna"):
         neutra.main([*TINY, "--targets", "bananna", "--out", str(tmp_path)])
     with pytest.raises(SystemExit, match="belongs on the CPU, but got --device warp"):
         neutra.main([*TINY, "--device", "warp", "--out", str(tmp_path)])
 
 
-def test_a_guide_finds_its_start_where_the_density_has_no_mode(neutra: ModuleType) -> None:
+def test_a_guide_finds_its_start_where_the_density_has_no_mode() -> None:
     """The funnel rises without bound into its neck, until numbers overflow and the model can no longer be run."""
     guide = neutra.AutoRealNVP(neutra.funnel)
     guide.initialize()
