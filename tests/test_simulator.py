@@ -142,7 +142,7 @@ def p_values(samples: Tensor, truth: Tensor) -> float:
 @pytest.mark.parametrize(("scale", "shift", "calibrated"), [(1, 0, True), (0.8, 0, False), (1, 0.2, False)])
 def test_the_ranks_tell_a_calibrated_posterior_from_others(scale: float, shift: float, calibrated: bool) -> None:
     truth = torch.randn(2000)
-    p = p_values(simulator, scale * torch.randn(99, 2000) + shift, truth)
+    p = p_values(scale * torch.randn(99, 2000) + shift, truth)
     assert (p > 0.01) is calibrated
 
 

@@ -77,7 +77,7 @@ def test_fixed_points_stop_early(tmp_path: Path) -> None:
 
 
 def test_sampling_from_a_checkpoint_restores_the_model(run: Path, checkpoint: Path) -> None:
-    sample_from(moons, checkpoint)
+    sample_from(checkpoint)
     (row,) = rows_of(checkpoint.parent / "again")
     before = rows_of(run)[-1]  # other test points
     assert abs(row["test_kl"] - before["test_kl"]) < 5 * math.hypot(row["test_kl_error"], before["test_kl_error"])
@@ -138,39 +138,39 @@ def test_generator_has_the_law_of_make_moons() -> None:
 
 def test_missing_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"There is no checkpoint .*nowhere.safetensors"):
-        sample_from(moons, tmp_path / "nowhere.safetensors")
+        sample_from(tmp_path / "nowhere.safetensors")
 
 
 def test_checkpoint_without_its_configuration(checkpoint: Path) -> None:
     checkpoint.with_suffix(".json").unlink()
     with pytest.raises(SystemExit, match=r"flow.json does not exist"):
-        sample_from(moons, checkpoint)
+        sample_from(checkpoint)
 
 
 def test_truncated_checkpoint(checkpoint: Path) -> None:
     checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
     with pytest.raises(SystemExit, match="truncated"):
-        sample_from(moons, checkpoint)
+        sample_from(checkpoint)
 
 
 @pytest.mark.parametrize("config", ['{"couplings": 2}', '{"couplings": 0, "hidden": [8]}', "[]", "{"])
 def test_configuration_of_something_else(checkpoint: Path, config: str) -> None:
     checkpoint.with_suffix(".json").write_text(config)
     with pytest.raises(SystemExit, match="does not describe a flow of this script"):
-        sample_from(moons, checkpoint)
+        sample_from(checkpoint)
 
 
 @pytest.mark.parametrize("config", [{"couplings": 3, "hidden": [8]}, {"couplings": 2, "hidden": [9]}])
 def test_checkpoint_of_another_architecture(checkpoint: Path, config: dict[str, Any]) -> None:
     checkpoint.with_suffix(".json").write_text(json.dumps(config))
     with pytest.raises(SystemExit, match=r"of another architecture .* should have shape"):
-        sample_from(moons, checkpoint)
+        sample_from(checkpoint)
 
 
 def test_checkpoint_with_a_tensor_too_many(checkpoint: Path) -> None:
     save_file({**load_file(checkpoint), "more": torch.zeros(3)}, checkpoint)
     with pytest.raises(SystemExit, match=r"more should have shape none, but has \(3,\)"):
-        sample_from(moons, checkpoint)
+        sample_from(checkpoint)
 
 
 def test_bad_options(tmp_path: Path) -> None:
