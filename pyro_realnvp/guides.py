@@ -26,7 +26,7 @@ from .builders import realnvp_transforms
 from .chain import Chain
 from .conditioners import MLP
 from .coupling import Elementwise
-from .linear import Standardized
+from .linear import Permute, Standardized
 from .mixture import MixtureLogistic
 from .path_gradient import PathGradientDistribution
 from .sites import constrained, log_joint, log_joints, plate_nesting
@@ -44,10 +44,20 @@ _copies = itertools.count(1)
 
 
 def default_transforms(dim: int) -> list[Bijection]:
-    """Eight couplings with small networks; for one latent, a mixture of logistics in its direction without search."""
+    """Four pairs of couplings with small networks, and the coordinates shuffled between the pairs.
+
+    Without the shuffles two latents in the same half, as the scale of a hierarchy and its groups, would never meet in a
+    coupling. One latent gets a mixture of logistics, in its direction without search.
+    """
     if dim == 1:
         return [Elementwise((1,), MixtureLogistic(components=8))]
-    return realnvp_transforms(dim, net=partial(MLP, hidden=(64, 64)))
+    shuffled = [*range(0, dim, 2), *range(1, dim, 2)]
+    layers: list[Bijection] = []
+    for _ in range(4):
+        if layers:
+            layers.append(Permute((dim,), shuffled))
+        layers += realnvp_transforms(dim, couplings=2, net=partial(MLP, hidden=(64, 64), skip=True))
+    return layers
 
 
 class AutoRealNVP(AutoContinuous):
@@ -76,8 +86,8 @@ class AutoRealNVP(AutoContinuous):
     Args:
         model: a Pyro model with continuous latents.
         transforms: builds the flow: maps D to transforms latent -> data of events (D,), as the builders of this
-            package do. By default ``partial(realnvp_transforms, net=partial(MLP, hidden=(64, 64)))``; for several
-            modes or heavy tails, ``flowpp_transforms``.
+            package do. By default eight couplings with networks ``partial(MLP, hidden=(64, 64), skip=True)`` and the
+            coordinates shuffled after every second one; for several modes or heavy tails, ``flowpp_transforms``.
         init_loc_fn: a per-site function from ``pyro.infer.autoguide.initialization``; ``init_to_median`` by default.
         init_scale: standard deviation of every unconstrained latent at the start; 0.1 by default.
         name: of the guide, and of its parameters in Pyro's global store. Guides of one process whose parameters are
@@ -253,35 +263,38 @@ class AutoRealNVP(AutoContinuous):
         if _is_module_local_param_enabled():
             _ = self.transform  # an attribute of a PyroModule: this is the statement
             return
-        store = pyro.get_param_store()
         name = f"{self._pyro_name}.transform"
+        key, first = next(flow.named_parameters())
+        if pyro.get_param_store()._params.get(f"{name}$$${key}") is not first:
+            self._enter_store(name, flow)
+        if any(value.requires_grad for value in flow.parameters()):
+            pyro.module(name, flow)
+
+    def _enter_store(self, name: str, flow: Chain) -> None:
+        store = pyro.get_param_store()
         own = {f"{name}$$${key}": value for key, value in flow.named_parameters()}
         constants = {f"{self._pyro_name}.{key}": value for key, value in flow[-1].named_buffers()}
-        first = next(iter(own))
-        if store._params.get(first) is not own[first]:
-            for key, value in (own | constants).items():
-                stored = store._params.get(key)
-                if stored is None or stored is value:
-                    continue
-                if stored in _registered and key in own:
-                    raise ValueError(
-                        f"The parameter store has parameters of another guide named {self._pyro_name!r}: give this one "
-                        f"a name of its own, AutoRealNVP(..., name=...), or call pyro.clear_param_store() if the other "
-                        f"is no longer needed."
-                    )
-                if stored.shape != value.shape and key in own:
-                    raise ValueError(
-                        f"The parameter store has {key} of shape {tuple(stored.shape)}, but {self._pyro_name} needs "
-                        f"{tuple(value.shape)}."
-                    )
-                value.data = stored.detach().to(value, copy=True)
-                del store[key]
-            for key, value in constants.items():
-                store[key] = value.clone()
-            for value in own.values():
-                _registered[value] = True
-        if any(value.requires_grad for value in own.values()):
-            pyro.module(name, flow)
+        for key, value in (own | constants).items():
+            stored = store._params.get(key)
+            if stored is None or stored is value:
+                continue
+            if stored in _registered and key in own:
+                raise ValueError(
+                    f"The parameter store has parameters of another guide named {self._pyro_name!r}: give this one "
+                    f"a name of its own, AutoRealNVP(..., name=...), or call pyro.clear_param_store() if the other "
+                    f"is no longer needed."
+                )
+            if stored.shape != value.shape and key in own:
+                raise ValueError(
+                    f"The parameter store has {key} of shape {tuple(stored.shape)}, but {self._pyro_name} needs "
+                    f"{tuple(value.shape)}."
+                )
+            value.data = stored.detach().to(value, copy=True)
+            del store[key]
+        for key, value in constants.items():
+            store[key] = value.clone()
+        for value in own.values():
+            _registered[value] = True
 
     # ------------------------------------------------------------------------------------------------- copies
 
