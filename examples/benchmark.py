@@ -6,9 +6,10 @@
     python examples/benchmark.py --only glow nflows normflows --device cuda
 
 The *floor* of a contestant is its networks alone, on the same inputs, eager and contiguous: what no library can beat
-without touching the networks. Glow of other libraries has networks of its own, and so a floor of its own. Every kind of work is timed in rounds, in which all contestants take turns, in reversed order every other
-round; a ratio is the median over the rounds of the ratio within a round, so that a machine whose speed drifts does not
-favour anyone. Absolute times mean little on a shared machine, and differences below 7 % nothing.
+without touching the networks. Glow of other libraries has networks of its own, and so a floor of its own. Every kind of
+work is timed in rounds, in which all contestants take turns, in reversed order every other round; a ratio is the median
+over the rounds of the ratio within a round, so that a machine whose speed drifts does not favour anyone. Absolute times
+mean little on a shared machine, and differences below 7 % nothing.
 
 "saved" is the most memory that autograd holds at once for backward, in forward + backward, without parameters and
 buffers. ``--out`` receives ``benchmark.csv`` and ``benchmark.png``.

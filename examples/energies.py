@@ -48,9 +48,8 @@ import matplotlib.pyplot as plt
 import pyro
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from pyro_realnvp import MLP, Flow, StandardNormal, realnvp_transforms
+from pyro_realnvp import MLP, Flow, PathGradientDistribution, StandardNormal, realnvp_transforms
 
 from common import (
     Config,
@@ -205,9 +204,9 @@ def annealed(steps: int, fraction: float, start: float) -> Iterator[float]:
 
 def path_loss(flow: Flow, energy: Energy, beta: float, count: int) -> Tensor:
     """E_q[log q(z) + beta U(z)] from ``count`` samples, with the gradient along the path of the samples alone."""
-    z, _ = flow.transforms.forward_and_log_det(flow.base().sample((count,)))
-    fixed = {name: value.detach() for name, value in flow.named_parameters()}
-    return (functional_call(flow, fixed, (z,)) + beta * energy.potential(z)).mean()
+    q = PathGradientDistribution(flow.base(), [flow.transforms])
+    z = q.rsample((count,))
+    return (q.log_prob(z) + beta * energy.potential(z)).mean()
 
 
 def train(

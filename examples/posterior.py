@@ -30,7 +30,6 @@ from time import perf_counter
 import matplotlib.pyplot as plt
 import numpy as np
 import pyro
-from posteriors import POSTERIORS, Draws, Posterior, errors, load
 from pyro.distributions.transforms import affine_coupling, iterated
 from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoGuide, AutoIAFNormal, AutoMultivariateNormal, AutoNormal, AutoNormalizingFlow
@@ -40,6 +39,7 @@ from tqdm import tqdm
 from pyro_realnvp import AutoRealNVP, importance_sample
 
 from common import Metrics, add_options, fail, save_figure, set_seed
+from posteriors import POSTERIORS, Draws, Posterior, errors, load
 
 DRAWS = 20_000
 GUIDES: dict[str, Callable[..., AutoGuide]] = {
@@ -114,7 +114,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add_options(parser, out="runs/posterior", steps=3000)
     parser.add_argument("--posterior", default=next(iter(POSTERIORS)), help="its name (default: %(default)s)")
     parser.add_argument("--root", type=Path, help="folder of posteriordb")
-    parser.add_argument("--compare", action="store_true", help="train the other guides too, for the same time")
+    others = list(GUIDES)[1:]
+    parser.add_argument(
+        "--compare",
+        nargs="*",
+        choices=others,
+        metavar="GUIDE",
+        help=f"train these too, for the same time: {others}",
+    )
     options = parser.parse_args(arguments)
     if options.steps < 1:
         fail(f"--steps must be at least 1, but got {options.steps}.")
@@ -131,9 +138,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     row, draws = judge(posterior, guide)
     draw(options.out / "posterior.png", posterior, losses, draws, row["pareto_k"])
     report(metrics, "AutoRealNVP", len(losses), seconds, row)
-    if not options.compare:
+    if options.compare is None:
         return
-    for name in list(GUIDES)[1:]:
+    for name in options.compare or others:
         set_seed(options.seed)
         try:
             guide, losses, used = train(name, posterior.model, steps=10**9, seconds=seconds)

@@ -51,21 +51,17 @@ from torch.distributions import Normal, biject_to, constraints
 from pyro_realnvp import MLP, Chain, Embedded, Flow, StandardLogistic, realnvp_transforms
 
 from common import (
-    BestState,
     Config,
     Metrics,
     add_options,
     batches_of,
-    cosine_schedule,
-    ema_of,
     fail,
-    fit,
-    gradient_update,
     load_checkpoint,
     resolve_device,
     save_checkpoint,
     save_figure,
     set_seed,
+    train_density,
 )
 
 RADIUS, NOISE, CENTRE = 0.1, 0.01, 0.25
@@ -186,39 +182,23 @@ def build(config: Config) -> Flow:
 
 
 def train(options: argparse.Namespace, config: Config, device: torch.device, metrics: Metrics) -> Flow:
-    """Maximum likelihood by Adam; the result is the average of the weights over the last steps."""
     flow = build(config).to(device)
     standardize = next(module for module in flow.modules() if isinstance(module, Standardize))
     standardize.fit(sample_pairs(options.simulations or 10_000, device)[1])
-    ema = ema_of(flow, options.ema)
-    optimizer = torch.optim.Adam(flow.parameters(), lr=options.lr, fused=True)
-    scheduler = cosine_schedule(optimizer, options.steps, warmup=300)
-    step = partial(gradient_update, flow, optimizer=optimizer, scheduler=scheduler, ema=ema, max_norm=5.0)
-
     if not options.simulations:
-        update = step(lambda: -flow(*sample_pairs(options.batch, device)).mean())
-        fit(update, steps=options.steps, interval=options.interval, metrics=metrics)
-        return ema.module
+        return train_density(flow, lambda: -flow(*sample_pairs(options.batch, device)).mean(), options, metrics)
 
     pairs = torch.cat(sample_pairs(options.simulations, device), -1)
     training, validation = pairs.tensor_split([options.simulations * 9 // 10])
     batches = batches_of(training, options.batch)
-    best = BestState(ema.module, options.patience)
 
-    @torch.no_grad()
-    def evaluate() -> dict[str, float]:
-        return {"validation_nats": -ema.module(*validation.chunk(2, -1)).mean().item()}
+    def loss() -> Tensor:
+        return -flow(*next(batches).chunk(2, -1)).mean()
 
-    fit(
-        step(lambda: -flow(*next(batches).chunk(2, -1)).mean()),
-        steps=options.steps,
-        interval=options.interval,
-        metrics=metrics,
-        evaluate=evaluate,
-        stop=lambda row: best.stop(row["validation_nats"]),
-    )
-    best.restore()
-    return ema.module
+    def validate(averaged: nn.Module) -> Tensor:
+        return -averaged(*validation.chunk(2, -1)).mean()
+
+    return train_density(flow, loss, options, metrics, validate=validate)
 
 
 # --------------------------------------------------------------------------------------------------- calibration
@@ -294,7 +274,7 @@ def draw(flow: Flow, ranks: Tensor, draws: int, path: Path, device: torch.device
     """True and learned posteriors of three x; histograms of the ranks; the coverage."""
     figure, axes = plt.subplots(3, 3, figsize=(11, 10.5), layout="constrained")
     for column, x in zip(axes[:2].T, OBSERVATIONS.to(device), strict=True):
-        given = f"x = ({x[0]:.1f}, {x[1]:.1f})"
+        given = f"x = ({x[0]:.4g}, {x[1]:.4g})"
         for axis, title, theta in (
             (column[0], f"true posterior, {given}", sample_posterior(x, count)),
             (column[1], f"learned posterior, {given}", flow.sample((count,), x)),

@@ -32,21 +32,17 @@ from torch import Tensor, nn
 from pyro_realnvp import MLP, Flow, StandardNormal, realnvp_transforms
 
 from common import (
-    BestState,
     Config,
     Metrics,
     add_options,
     batches_of,
-    cosine_schedule,
-    ema_of,
     fail,
-    fit,
-    gradient_update,
     load_checkpoint,
     resolve_device,
     save_checkpoint,
     save_figure,
     set_seed,
+    train_density,
 )
 
 NOISE = 0.05
@@ -100,18 +96,9 @@ def build(config: Config) -> Flow:
 
 
 def train(options: argparse.Namespace, config: Config, device: torch.device, metrics: Metrics) -> Flow:
-    """Maximum likelihood by Adam; the result is the average of the weights over the last steps."""
     flow = build(config).to(device)
-    ema = ema_of(flow, options.ema)
-    optimizer = torch.optim.Adam(flow.parameters(), lr=options.lr, fused=True)
-    # While the moons are being pulled apart, large steps make the loss jump by orders of magnitude.
-    scheduler = cosine_schedule(optimizer, options.steps, warmup=300)
-    step = partial(gradient_update, flow, optimizer=optimizer, scheduler=scheduler, ema=ema, max_norm=5.0)
-
     if not options.points:
-        update = step(lambda: -flow(sample_moons(options.batch, device)[0]).mean())
-        fit(update, steps=options.steps, interval=options.interval, metrics=metrics)
-        return ema.module
+        return train_density(flow, lambda: -flow(sample_moons(options.batch, device)[0]).mean(), options, metrics)
 
     points = torch.tensor(make_moons(options.points, noise=NOISE, random_state=options.seed)[0], dtype=torch.float32)
     training, validation = points.to(device).tensor_split([options.points * 4 // 5])  # make_moons has shuffled them
@@ -123,22 +110,7 @@ def train(options: argparse.Namespace, config: Config, device: torch.device, met
         batch = next(batches)
         return -flow(batch + options.jitter * torch.randn_like(batch)).mean()
 
-    best = BestState(ema.module, options.patience)
-
-    @torch.no_grad()
-    def evaluate() -> dict[str, float]:
-        return {"validation_nats": -ema.module(validation).mean().item()}
-
-    fit(
-        step(loss),
-        steps=options.steps,
-        interval=options.interval,
-        metrics=metrics,
-        evaluate=evaluate,
-        stop=lambda row: best.stop(row["validation_nats"]),
-    )
-    best.restore()
-    return ema.module
+    return train_density(flow, loss, options, metrics, validate=lambda averaged: -averaged(validation).mean())
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -58,8 +59,14 @@ def vectors(*, batch: int, dim: int, hidden: Sequence[int], couplings: int) -> W
 
 
 def realnvp(*, batch: int, size: int, scales: int, hidden: int, blocks: int) -> Workload:
+    """With the same number of feature maps at every scale, where the paper doubles it."""
     shape = (3, size, size)
-    net = partial(ResNet, hidden=hidden, blocks=blocks)
+
+    def net(inputs: int, outputs: int, *, level: int, **options: Any) -> nn.Module:
+        return ResNet(
+            inputs, outputs, hidden=hidden, blocks=blocks, **options
+        )  # the level, with which it would double, is left out
+
     builds = image_builds(lambda: Flow(StandardNormal(shape), realnvp_transforms(shape, scales=scales, net=net)))
     return Workload((batch, *shape), builds, {NETWORKS: "ours"})
 

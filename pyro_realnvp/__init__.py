@@ -29,6 +29,7 @@ from .memory import rebuild, recompute
 from .mixture import MixtureLogistic
 from .multiscale import Arranged, Columns, FactorOut, Parallel, Squares, Squeeze, Squeezed
 from .normalization import ActNorm, BatchNorm, recalibrate
+from .path_gradient import PathGradientDistribution
 from .ranks import synchronize
 from .reversible import Reversible
 from .transformers import Additive, Affine, SigmoidScale, SoftClipScale, SoftplusScale, TanhScale
@@ -67,6 +68,7 @@ __all__ = [
     "MixtureLogistic",
     "NeuTra",
     "Parallel",
+    "PathGradientDistribution",
     "Permute",
     "ResNet",
     "Reversible",

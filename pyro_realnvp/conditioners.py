@@ -85,6 +85,8 @@ class MLP(Conditioner):
         in_channels, out_channels: length of the vectors that come in and go out.
         hidden: widths of the hidden layers.
         activation: constructor of the activation.
+        skip: lets the last layer read the input too, next to the last hidden layer. Far out, where the data are few, a
+            parameter that is linear in the input then stays so.
         context_dim, context_shape: of the context, concatenated (a map: flattened) to the input.
         mask, level: taken and ignored; networks on images use them.
 
@@ -100,19 +102,21 @@ class MLP(Conditioner):
         *,
         hidden: Sequence[int] = (128, 128),
         activation: Callable[[], nn.Module] = nn.SiLU,
+        skip: bool = False,
         context_dim: int = 0,
         context_shape: Sequence[int] | None = None,
         mask: Tensor | None = None,
         level: int = 0,
     ) -> None:
         super().__init__(context_dim, context_shape)
-        self.in_channels = in_channels
+        self.in_channels, self.skip = in_channels, skip and len(hidden) > 0
         width = in_channels + (math.prod(self.context_shape) if self.context_shape else 0)
+        entering = width
         layers: list[nn.Module] = []
         for size in hidden:
             layers += [nn.Linear(width, size), activation()]
             width = size
-        last = nn.Linear(width, out_channels)
+        last = nn.Linear(width + entering if self.skip else width, out_channels)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
         self.layers = nn.Sequential(*layers, last)
@@ -123,7 +127,13 @@ class MLP(Conditioner):
         context = self.expanded(context, x.shape[:-1])
         if context is not None:
             x = torch.cat([x, context.flatten(x.dim() - 1)], -1)
-        return self.layers(x)
+        if not self.skip:
+            return self.layers(x)
+        *body, last = self.layers
+        h = x
+        for layer in body:
+            h = layer(h)
+        return last(torch.cat([h, x], -1))
 
 
 class _WeightNormConv2d(nn.Module):

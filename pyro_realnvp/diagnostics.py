@@ -16,7 +16,7 @@ from pyro.poutine import Trace
 from pyro.poutine.util import prune_subsample_sites
 from torch import Size, Tensor
 
-from .sites import log_prob_of
+from .sites import log_prob_of, plate_nesting
 
 __all__ = [
     "ImportanceSamples",
@@ -102,7 +102,8 @@ def importance_sample(
     with torch.no_grad(), poutine.block():
         guide_trace, model_trace = _traces(model, guide, args, kwargs)  # also makes a new guide see the model
         names = _shared_sites(guide_trace, model_trace)
-        nesting = _plate_nesting(guide_trace, model_trace)
+        _refuse_subsampling(guide_trace, model_trace)
+        nesting = plate_nesting(guide_trace, model_trace)
         shapes: dict[str, Any] = {name: model_trace.nodes[name]["value"].shape for name in names}  # type: ignore[union-attr]
         draws, log_weights = [], []
         for start in range(0, num_samples, size if parallel else 1):
@@ -294,20 +295,15 @@ def _latent_sites(trace: Trace) -> list[str]:
     return [name for name, site in trace.iter_stochastic_nodes() if not (site["infer"] or {}).get("is_auxiliary")]
 
 
-def _plate_nesting(*traces: Trace) -> int:
-    """The number of dimensions to the right that belong to plates; an error if a plate subsamples."""
-    nesting = 0
+def _refuse_subsampling(*traces: Trace) -> None:
     for trace in traces:
-        for _, site in trace.nodes.items():
+        for site in trace.nodes.values():
             for frame in site["cond_indep_stack"] if site["type"] == "sample" else ():
                 if frame.full_size is not None and frame.full_size != frame.size:
                     raise ValueError(
                         f"Importance sampling needs all the data, but plate '{frame.name}' subsamples "
                         f"{frame.size} of {frame.full_size}."
                     )
-                if frame.dim is not None:
-                    nesting = max(nesting, -frame.dim)
-    return nesting
 
 
 def _draws(trace: Trace, name: str, count: int, shape: Size) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
@@ -25,10 +26,10 @@ from .builders import realnvp_transforms
 from .chain import Chain
 from .conditioners import MLP
 from .coupling import Elementwise
-from .linear import Standardized
+from .linear import Permute, Standardized
 from .mixture import MixtureLogistic
 from .path_gradient import PathGradientDistribution
-from .sites import constrained, log_joint, log_joints
+from .sites import constrained, log_joint, log_joints, plate_nesting
 from .transformers import Affine
 from .warm_start import best_gaussian
 
@@ -43,10 +44,20 @@ _copies = itertools.count(1)
 
 
 def default_transforms(dim: int) -> list[Bijection]:
-    """Eight couplings with small networks; for one latent, a mixture of logistics in its direction without search."""
+    """Four pairs of couplings with small networks, and the coordinates shuffled between the pairs.
+
+    Without the shuffles two latents in the same half, as the scale of a hierarchy and its groups, would never meet in a
+    coupling. One latent gets a mixture of logistics, in its direction without search.
+    """
     if dim == 1:
         return [Elementwise((1,), MixtureLogistic(components=8))]
-    return realnvp_transforms(dim, net=partial(MLP, hidden=(64, 64)))
+    shuffled = [*range(0, dim, 2), *range(1, dim, 2)]
+    layers: list[Bijection] = []
+    for _ in range(4):
+        if layers:
+            layers.append(Permute((dim,), shuffled))
+        layers += realnvp_transforms(dim, couplings=2, net=partial(MLP, hidden=(64, 64), skip=True))
+    return layers
 
 
 class AutoRealNVP(AutoContinuous):
@@ -56,16 +67,18 @@ class AutoRealNVP(AutoContinuous):
 
     with couplings f that start as the identity and learned ``shift`` and ``log_scale`` that start at 0. ``loc`` and
     ``L`` are constants found when the guide first sees the model: the Gaussian with the highest ELBO among a few that
-    match the gradients of the log-density (:mod:`pyro_realnvp.warm_start`; about a hundred batches of gradients, in
-    one vectorised run of the model each where that works). SVI then starts from a good Gaussian in whitened
-    coordinates, where one learning rate suits every model. With ``init_loc_fn`` or ``init_scale`` the guide starts as
-    N(init_loc, init_scale^2 I) instead, L is diagonal, and nothing is fitted beforehand.
+    match the gradients of the log-density (:mod:`pyro_realnvp.warm_start`; a few hundred batches of gradients, in one
+    vectorised run of the model each, and with a warning fewer where the model cannot be vectorised). SVI then starts
+    from a good Gaussian in whitened coordinates, where one learning rate suits most models. With ``init_loc_fn`` or
+    ``init_scale``, and for more than 256 latents, the guide starts as N(init_loc, init_scale^2 I) instead, L = I, and
+    nothing is fitted beforehand.
 
         guide = AutoRealNVP(model)
         svi = SVI(model, guide, ClippedAdam({"lr": 5e-3, "lrd": 0.999}), Trace_ELBO(32, vectorize_particles=True))
 
     With vectorised particles the gradient of the ELBO is that of the path of the draws alone, which vanishes as the
-    guide reaches the posterior (:mod:`pyro_realnvp.path_gradient`); no setting is needed, for other bounds either.
+    guide reaches the posterior (:mod:`pyro_realnvp.path_gradient`), at the cost of a second pass through the flow; no
+    setting is needed, for other bounds either.
 
     The flow is built by :meth:`initialize` or the first call. A state loads into a fresh guide before that. A single
     latent has nothing to be coupled with, and gets a mixture of logistics.
@@ -73,8 +86,8 @@ class AutoRealNVP(AutoContinuous):
     Args:
         model: a Pyro model with continuous latents.
         transforms: builds the flow: maps D to transforms latent -> data of events (D,), as the builders of this
-            package do. By default ``partial(realnvp_transforms, net=partial(MLP, hidden=(64, 64)))``; for several
-            modes or heavy tails, ``flowpp_transforms``.
+            package do. By default eight couplings with networks ``partial(MLP, hidden=(64, 64), skip=True)`` and the
+            coordinates shuffled after every second one; for several modes or heavy tails, ``flowpp_transforms``.
         init_loc_fn: a per-site function from ``pyro.infer.autoguide.initialization``; ``init_to_median`` by default.
         init_scale: standard deviation of every unconstrained latent at the start; 0.1 by default.
         name: of the guide, and of its parameters in Pyro's global store. Guides of one process whose parameters are
@@ -140,17 +153,26 @@ class AutoRealNVP(AutoContinuous):
             return torch.stack([log_joint(self, row, args, kwargs) for row in x])
 
         def at_once(x: Tensor) -> Tensor:
-            return log_joints(self, x, args, kwargs)
+            return log_joints(self, x, args, kwargs, nesting=nesting)
 
-        density, batch, steps = one_by_one, 8, 60
         # Outside of whatever traces the guide; far from the mode a value may be infinite.
         with poutine.block(), pyro.validation_enabled(False):
+            nesting = plate_nesting(poutine.trace(self.model).get_trace(*args, **kwargs))
             probe = loc + self._init_scale * torch.randn(2, len(loc), dtype=loc.dtype, device=loc.device)
             try:
-                if torch.allclose(at_once(probe), one_by_one(probe), rtol=1e-3, equal_nan=True):
-                    density, batch, steps = at_once, 32, 200
-            except (RuntimeError, ValueError, IndexError):
-                pass  # the model does not declare its batch dimensions by plates
+                together, apart, again = at_once(probe), one_by_one(probe), one_by_one(probe)
+                # A model that subsamples, say, is random itself: there is nothing to compare.
+                wrong = torch.equal(apart, again) and not torch.allclose(together, apart, rtol=1e-3)
+                reason = "it gives two draws another density together than apart" if wrong else ""
+            except (RuntimeError, ValueError, IndexError) as error:
+                reason = str(error).splitlines()[0]
+            if reason:
+                warnings.warn(
+                    f"{self._pyro_name} cannot run its model on many draws at once, and finds its start from fewer: "
+                    f"{reason}. Declare batch dimensions by plates, or give init_scale to start without a search.",
+                    stacklevel=2,
+                )
+            density, batch, steps = (one_by_one, 8, 60) if reason else (at_once, 32, 200)
             loc, scale = best_gaussian(density, loc, self._init_scale, batch=batch, steps=steps)
         return loc, scale, 1.0
 
@@ -241,35 +263,38 @@ class AutoRealNVP(AutoContinuous):
         if _is_module_local_param_enabled():
             _ = self.transform  # an attribute of a PyroModule: this is the statement
             return
-        store = pyro.get_param_store()
         name = f"{self._pyro_name}.transform"
+        key, first = next(flow.named_parameters())
+        if pyro.get_param_store()._params.get(f"{name}$$${key}") is not first:
+            self._enter_store(name, flow)
+        if any(value.requires_grad for value in flow.parameters()):
+            pyro.module(name, flow)
+
+    def _enter_store(self, name: str, flow: Chain) -> None:
+        store = pyro.get_param_store()
         own = {f"{name}$$${key}": value for key, value in flow.named_parameters()}
         constants = {f"{self._pyro_name}.{key}": value for key, value in flow[-1].named_buffers()}
-        first = next(iter(own))
-        if store._params.get(first) is not own[first]:
-            for key, value in (own | constants).items():
-                stored = store._params.get(key)
-                if stored is None or stored is value:
-                    continue
-                if stored in _registered and key in own:
-                    raise ValueError(
-                        f"The parameter store has parameters of another guide named {self._pyro_name!r}: give this one "
-                        f"a name of its own, AutoRealNVP(..., name=...), or call pyro.clear_param_store() if the other "
-                        f"is no longer needed."
-                    )
-                if stored.shape != value.shape and key in own:
-                    raise ValueError(
-                        f"The parameter store has {key} of shape {tuple(stored.shape)}, but {self._pyro_name} needs "
-                        f"{tuple(value.shape)}."
-                    )
-                value.data = stored.detach().to(value, copy=True)
-                del store[key]
-            for key, value in constants.items():
-                store[key] = value.clone()
-            for value in own.values():
-                _registered[value] = True
-        if any(value.requires_grad for value in own.values()):
-            pyro.module(name, flow)
+        for key, value in (own | constants).items():
+            stored = store._params.get(key)
+            if stored is None or stored is value:
+                continue
+            if stored in _registered and key in own:
+                raise ValueError(
+                    f"The parameter store has parameters of another guide named {self._pyro_name!r}: give this one "
+                    f"a name of its own, AutoRealNVP(..., name=...), or call pyro.clear_param_store() if the other "
+                    f"is no longer needed."
+                )
+            if stored.shape != value.shape and key in own:
+                raise ValueError(
+                    f"The parameter store has {key} of shape {tuple(stored.shape)}, but {self._pyro_name} needs "
+                    f"{tuple(value.shape)}."
+                )
+            value.data = stored.detach().to(value, copy=True)
+            del store[key]
+        for key, value in constants.items():
+            store[key] = value.clone()
+        for value in own.values():
+            _registered[value] = True
 
     # ------------------------------------------------------------------------------------------------- copies
 

@@ -29,7 +29,11 @@ class PathGradientDistribution(dist.TransformedDistribution):  # type: ignore[mi
     The log-density of its own last draws, when it has a batch of them, passes a gradient that is the same for every
     draw along the path alone. A gradient that differs between draws, as in bounds that weigh them, passes along the
     path and to the parameters, as usual. So does every gradient of the density of anything else, and of a single draw,
-    where the two cannot be told apart. Both are unbiased.
+    where the two cannot be told apart. Both are unbiased. The path costs a second pass through the transform.
+
+        q = PathGradientDistribution(base, [transform])     # an event of base is one x of the transform
+        x = q.rsample((256,))
+        (q.log_prob(x) - log_p(x)).mean().backward()        # reverse KL, without the noise of the score
     """
 
     def log_prob(self, value: Tensor) -> Tensor:

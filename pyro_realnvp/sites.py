@@ -16,7 +16,7 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 from torch.distributions import biject_to
 
-__all__ = ["constrained", "log_joint", "log_joints", "log_prob_of"]
+__all__ = ["constrained", "log_joint", "log_joints", "log_prob_of", "plate_nesting"]
 
 
 def constrained(guide: AutoContinuous, x: Tensor) -> tuple[dict[str, Tensor], Tensor]:
@@ -44,15 +44,21 @@ def log_joint(guide: AutoContinuous, x: Tensor, args: tuple[Any, ...], kwargs: M
     return log_prob_of(prune_subsample_sites(trace), None) + log_det
 
 
-def log_joints(guide: AutoContinuous, x: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-    """The same of x (S, D), of shape (S,), in one run of the model.
+def plate_nesting(*traces: Trace) -> int:
+    """How many dimensions plates take up: those in the traces, of observed sites too, and those that are open now."""
+    sites: Any = [site for trace in traces for site in trace.nodes.values() if site["type"] == "sample"]
+    dims = [-frame.dim for site in sites for frame in site["cond_indep_stack"] if frame.vectorized]
+    return max([*dims, len(_DIM_ALLOCATOR._stack)])
 
-    The rows stand in a plate outside of all plates of the model, as vectorised particles do, and of those it is run in.
+
+def log_joints(
+    guide: AutoContinuous, x: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, nesting: int
+) -> Tensor:
+    """As :func:`log_joint` of x (S, D), of shape (S,), in one run of the model.
+
+    The rows stand in a plate outside of all others, as vectorised particles do; there are ``nesting`` others.
     """
     prototype: Any = guide.prototype_trace
-    sites = [site for site in prototype.nodes.values() if site["type"] == "sample"]
-    dims = [-frame.dim for site in sites for frame in site["cond_indep_stack"] if frame.vectorized]
-    nesting = max([*dims, len(_DIM_ALLOCATOR._stack)])
     values, log_det = constrained(guide, x)
     for name, value in values.items():
         batch_dims = len(prototype.nodes[name]["fn"].batch_shape)

@@ -16,11 +16,12 @@ Gaussian = tuple[Tensor, Tensor]
 
 
 def best_gaussian(log_density: LogDensity, loc: Tensor, scale: float, *, batch: int, steps: int) -> Gaussian:
-    """The Gaussian with the highest ELBO among a few: batch-and-match from ``loc``, and from the mode near it.
+    """The Gaussian with the highest ELBO among a few: batch-and-match from N(loc, scale^2 I), and from
+    the Laplace approximation at the mode near it.
 
     Where a likelihood is far sharper at ``loc`` than at the mode only the second start arrives; where the mode says
-    little about the mass, as in a funnel, only the first. The Gaussian N(loc, scale^2 I) itself stands in for both
-    where they fail.
+    little about the mass, as in a funnel, only the first. The Gaussians they begin with stand in for them where
+    they fail.
 
     Args:
         log_density: maps (S, D) to (S,); differentiable, may be -inf, inf or NaN in places.
@@ -31,10 +32,10 @@ def best_gaussian(log_density: LogDensity, loc: Tensor, scale: float, *, batch: 
         loc (D,) and the lower-triangular scale (D, D), of the dtype of ``loc``.
     """
     start = loc, scale * torch.eye(len(loc), dtype=loc.dtype, device=loc.device)
-    found = [start]
-    for origin in (loc, _mode(log_density, loc)):
+    found = [start, _laplace(log_density, *start)]
+    for origin in tuple(found):
         try:
-            found.append(batch_and_match(log_density, origin, scale, batch=batch, steps=steps))
+            found.append(batch_and_match(log_density, *origin, batch=batch, steps=steps))
         except LinAlgError:  # it ran away
             continue
     z = torch.randn(4 * batch, len(loc), dtype=loc.dtype, device=loc.device)
@@ -43,7 +44,7 @@ def best_gaussian(log_density: LogDensity, loc: Tensor, scale: float, *, batch: 
     return max(zip(elbos, found, strict=True), key=lambda pair: pair[0] if pair[0] < math.inf else -math.inf)[1]
 
 
-def batch_and_match(log_density: LogDensity, loc: Tensor, scale: float, *, batch: int, steps: int) -> Gaussian:
+def batch_and_match(log_density: LogDensity, loc: Tensor, scale: Tensor, *, batch: int, steps: int) -> Gaussian:
     """Fits a Gaussian by matching its scores to those of the density at batches of its own draws.
 
     With z_b ~ N(mu, Sigma), scores g_b = grad log p(z_b), their means and covariances z, C and g, G, and r = 1/(1 + s),
@@ -57,7 +58,7 @@ def batch_and_match(log_density: LogDensity, loc: Tensor, scale: float, *, batch
 
     Args:
         log_density: maps (S, D) to (S,). Draws where its gradient is not finite are left out.
-        loc, scale: it begins at N(loc, scale^2 I).
+        loc, scale: it begins at N(loc, scale scale^T), (D,) and lower-triangular (D, D).
         batch: draws per step.
         steps: how many.
 
@@ -69,7 +70,8 @@ def batch_and_match(log_density: LogDensity, loc: Tensor, scale: float, *, batch
     """
     dim = len(loc)
     mu = loc.detach().to(torch.float64)
-    sigma = scale**2 * torch.eye(dim, dtype=mu.dtype, device=mu.device)
+    root = scale.detach().to(mu)
+    sigma = root @ root.T
     for step in range(steps):
         z = mu + torch.randn(batch, dim, dtype=mu.dtype, device=mu.device) @ torch.linalg.cholesky(sigma).T
         score = _score(log_density, z.to(loc.dtype)).to(mu.dtype)
@@ -100,6 +102,22 @@ def _score(log_density: LogDensity, x: Tensor) -> Tensor:
         x = x.detach().requires_grad_()
         (score,) = torch.autograd.grad(log_density(x).sum(), x)
     return score
+
+
+def _laplace(log_density: LogDensity, loc: Tensor, scale: Tensor) -> Gaussian:
+    """The mode and the curvature there; where that is not negative definite, or unknown, the ``scale`` given."""
+    mode = _mode(log_density, loc)
+
+    def value(x: Tensor) -> Tensor:
+        return -log_density(x[None]).sum()
+
+    try:
+        hessian = torch.autograd.functional.hessian(value, mode).to(torch.float64)
+        # The inverse of H = R R^T is R^-T R^-1, and what is wanted is its lower-triangular root.
+        covariance = torch.cholesky_inverse(torch.linalg.cholesky((hessian + hessian.T) / 2))
+        return mode, torch.linalg.cholesky(covariance).to(loc)
+    except RuntimeError:  # a Cholesky factorisation, or a model without second derivatives
+        return mode, scale
 
 
 def _mode(log_density: LogDensity, loc: Tensor) -> Tensor:

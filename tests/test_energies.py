@@ -4,36 +4,23 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+import energies
+
 TINY = ["--steps", "4", "--interval", "2", "--batch", "16", "--couplings", "2", "--hidden", "8", "--device", "cpu"]
 NAMES = ("u1", "u2", "u3", "u4")
 
 
-@pytest.fixture(scope="module")
-def energies() -> ModuleType:
-    """The script, as Python sees it when it runs from its own folder."""
-    pytest.importorskip("matplotlib")
-    folder = str(Path(__file__).parent.parent / "examples")
-    sys.path.insert(0, folder)
-    try:
-        import energies
-    finally:
-        sys.path.remove(folder)
-    return energies
-
-
 @pytest.fixture
-def few_samples(energies: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def few_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(energies, "TEST_SAMPLES", 2000)
 
 
@@ -48,7 +35,7 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
 # ---------------------------------------------------------------------------------------------------- the energies
 
 
-def test_values_worked_by_hand(energies: ModuleType) -> None:
+def test_values_worked_by_hand() -> None:
     def value(name: str, z1: float, z2: float) -> float:
         return energies.ENERGIES[name].potential(torch.tensor([z1, z2], dtype=torch.float64)).item()
 
@@ -65,7 +52,7 @@ def test_values_worked_by_hand(energies: ModuleType) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES[1:])
-def test_confinement_begins_at_the_window(energies: ModuleType, name: str) -> None:
+def test_confinement_begins_at_the_window(name: str) -> None:
     energy = energies.ENERGIES[name].potential
     # The sine has the period 4, and the branches of u3 are one on both sides: only the confinement differs.
     inside, outside = torch.tensor([[-3.9, 0.3], [-3.7, 0.0]]), torch.tensor([[-7.9, 0.3], [-7.7, 0.0]])
@@ -74,14 +61,14 @@ def test_confinement_begins_at_the_window(energies: ModuleType, name: str) -> No
 
 
 @pytest.mark.parametrize(("name", "widths"), [("u2", (0.4,)), ("u3", (0.35, 0.35)), ("u4", (0.4, 0.35))])
-def test_log_z_in_closed_form(energies: ModuleType, name: str, widths: tuple[float, ...]) -> None:
+def test_log_z_in_closed_form(name: str, widths: tuple[float, ...]) -> None:
     # At every z1 each branch is a Gaussian bump in z2, and the confinement leaves half a Gaussian at either end.
     root = math.sqrt(2 * math.pi)
     expected = math.log(root * sum(widths) * (8 + 0.4 * root))
     assert energies.ENERGIES[name].truth.log_z == pytest.approx(expected, abs=1e-6)
 
 
-def test_log_z_of_the_ring_in_polar_coordinates(energies: ModuleType) -> None:
+def test_log_z_of_the_ring_in_polar_coordinates() -> None:
     radius = (torch.arange(6000, dtype=torch.float64) + 0.5) * 1e-3
     angle = torch.arange(1000, dtype=torch.float64) * (2 * math.pi / 1000)
     r, phi = torch.meshgrid(radius, angle, indexing="ij")
@@ -90,7 +77,7 @@ def test_log_z_of_the_ring_in_polar_coordinates(energies: ModuleType) -> None:
     assert energies.ENERGIES["u1"].truth.log_z == pytest.approx(math.log(z), abs=1e-5)
 
 
-def test_modes(energies: ModuleType) -> None:
+def test_modes() -> None:
     def mode(name: str, z1: float, z2: float) -> str:
         energy = energies.ENERGIES[name]
         return energy.modes[energy.mode(torch.tensor([z1, z2]))]
@@ -109,7 +96,7 @@ def test_modes(energies: ModuleType) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_samples_of_the_truth_agree_with_its_quadrature(energies: ModuleType, name: str) -> None:
+def test_samples_of_the_truth_agree_with_its_quadrature(name: str) -> None:
     torch.manual_seed(0)
     energy = energies.ENERGIES[name]
     truth = energy.truth
@@ -127,7 +114,7 @@ def test_samples_of_the_truth_agree_with_its_quadrature(energies: ModuleType, na
 # --------------------------------------------------------------------------------------------------------- the fit
 
 
-def test_annealing_rises_to_one(energies: ModuleType) -> None:
+def test_annealing_rises_to_one() -> None:
     betas = list(energies.annealed(10, 0.5, 0.01))
     assert betas[0] == pytest.approx(0.01)
     assert all(before < after for before, after in pairwise(betas[:6]))
@@ -135,7 +122,7 @@ def test_annealing_rises_to_one(energies: ModuleType) -> None:
     assert list(energies.annealed(4, 0.0, 0.01)) == [1.0] * 4
 
 
-def test_path_gradient_vanishes_at_the_solution_and_only_there(energies: ModuleType) -> None:
+def test_path_gradient_vanishes_at_the_solution_and_only_there() -> None:
     torch.manual_seed(0)
     flow = energies.build({"couplings": 2, "hidden": [8]})  # N(0, I) at the start
 
@@ -148,7 +135,7 @@ def test_path_gradient_vanishes_at_the_solution_and_only_there(energies: ModuleT
     assert max(gradient.abs().max() for gradient in gradients(lambda z: normal_energy(z - 1))) > 0.1
 
 
-def test_path_gradient_is_that_of_the_reverse_kl(energies: ModuleType) -> None:
+def test_path_gradient_is_that_of_the_reverse_kl() -> None:
     """Against the derivative by differences of the KL, known in closed form when the flow is one shift and scale."""
     torch.manual_seed(0)
     flow = energies.build({"couplings": 2, "hidden": [8]})
@@ -168,7 +155,7 @@ def test_path_gradient_is_that_of_the_reverse_kl(energies: ModuleType) -> None:
 # -------------------------------------------------------------------------------------------------------- the test
 
 
-def test_a_perfect_flow_has_perfect_numbers(energies: ModuleType) -> None:
+def test_a_perfect_flow_has_perfect_numbers() -> None:
     flow = energies.build({"couplings": 2, "hidden": [8]})
     normal = energies.Energy("normal", normal_energy, ("all",), lambda z: 0 * z[..., 0].long())
     row = energies.test(flow, normal, torch.device("cpu"))
@@ -179,7 +166,7 @@ def test_a_perfect_flow_has_perfect_numbers(energies: ModuleType) -> None:
     assert row["mode_error"] == pytest.approx(0, abs=1e-6)
 
 
-def test_a_missing_mode_shows_forward_only(energies: ModuleType) -> None:
+def test_a_missing_mode_shows_forward_only() -> None:
     torch.manual_seed(0)
     flow = energies.build({"couplings": 2, "hidden": [8]})
     far = torch.tensor([6.0, 0.0])
@@ -202,7 +189,7 @@ def test_a_missing_mode_shows_forward_only(energies: ModuleType) -> None:
 
 
 @pytest.mark.usefixtures("few_samples")
-def test_a_run_writes_metrics_models_and_picture(energies: ModuleType, tmp_path: Path) -> None:
+def test_a_run_writes_metrics_models_and_picture(tmp_path: Path) -> None:
     energies.main([*TINY, "--energy", "u1", "--compare", "--out", str(tmp_path)])
     from common import load_checkpoint
 
@@ -223,7 +210,7 @@ def test_a_run_writes_metrics_models_and_picture(energies: ModuleType, tmp_path:
 
 
 @pytest.mark.usefixtures("few_samples")
-def test_the_seed_decides(energies: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_seed_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(energies, "draw", lambda *_: None)
     losses = []
     for seed in ("0", "0", "1"):
@@ -232,7 +219,7 @@ def test_the_seed_decides(energies: ModuleType, tmp_path: Path, monkeypatch: pyt
     assert losses[0] == losses[1] != losses[2]
 
 
-def test_bad_options(energies: ModuleType, tmp_path: Path) -> None:
+def test_bad_options(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="--anneal must be at least 0 and less than 1, but got 1"):
         energies.main([*TINY, "--anneal", "1", "--out", str(tmp_path)])
     with pytest.raises(SystemExit, match="--start must be greater than 0 and at most 1, but got 0"):
@@ -243,7 +230,7 @@ def test_bad_options(energies: ModuleType, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_effective_sample_size(energies: ModuleType, tmp_path: Path, name: str) -> None:
+def test_effective_sample_size(tmp_path: Path, name: str) -> None:
     energies.main(["--energy", name, "--out", str(tmp_path), "--device", "cpu"])
     (row,) = rows_of(tmp_path / "metrics.jsonl")
     assert row["ess"] >= 80

@@ -95,13 +95,13 @@ ELBOS: dict[str, Callable[[], Any]] = {
 @pytest.mark.parametrize("elbo", ELBOS)
 def test_every_bound_rises(elbo: str) -> None:
     guide = quick(nested)
-    svi = SVI(nested, guide, ClippedAdam({"lr": 2e-2}), ELBOS[elbo]())
+    svi = SVI(nested, guide, ClippedAdam({"lr": 5e-2}), ELBOS[elbo]())
     with warnings.catch_warnings():
         if elbo.startswith("mean-field"):  # of every AutoContinuous
             warnings.filterwarnings("ignore", "TraceMeanField_ELBO: Found vars in guide but not model")
-        losses = [svi.step(DATA) for _ in range(40)]
+        losses = [svi.step(DATA) for _ in range(14)]
     assert all(torch.isfinite(torch.tensor(losses)))
-    assert sorted(losses[-11:])[5] < sorted(losses[:11])[5] - 5  # medians: a few draws of a heavy tail may be far off
+    assert sorted(losses[-5:])[2] < sorted(losses[:5])[2] - 3  # medians: a few draws of a heavy tail may be far off
     assert guide.latent_dim == LATENTS
 
 
@@ -238,6 +238,7 @@ class Network(PyroModule):
             pyro.sample("y", dist.Normal(mean, noise), obs=y)
 
 
+@pytest.mark.filterwarnings("ignore:AutoRealNVP cannot run its model on many draws")  # a linear layer takes one weight
 @pytest.mark.parametrize("make", [quick, partial(AutoRealNVP, transforms=small)])
 def test_parameters_of_the_model_are_learned_too(make: Callable[..., Any]) -> None:
     model, x = Network(), torch.randn(6, 2)
@@ -298,8 +299,23 @@ def test_not_vectorizable() -> None:
         pyro.sample("y", dist.Normal(a, scale), obs=torch.tensor(0.5))
 
     guide = AutoRealNVP(model, small)
+    with pytest.warns(UserWarning, match="cannot run its model on many draws at once.*ambiguous"):
+        guide.initialize()
     steps(model, guide, vectorize=False)
     assert guide.sample_posterior((200,))["a"].mean().item() == pytest.approx(0.4, abs=0.3)
+
+
+def test_wrong_when_vectorized() -> None:
+    """A model that sums over its draws gives numbers, but not theirs: the start must not believe them."""
+
+    def model() -> None:
+        a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(a.sum(), 1.0), obs=torch.tensor(0.5))
+
+    guide = AutoRealNVP(model, small)
+    with pytest.warns(UserWarning, match="another density together than apart"):
+        guide.initialize()
+    assert guide.sample_posterior((4000,))["a"].mean().item() == pytest.approx(0.25, abs=0.05)
 
 
 def test_arguments_that_change() -> None:
@@ -328,7 +344,7 @@ BUILDERS: dict[str, Callable[[int], Any]] = {
 @pytest.mark.parametrize("builder", BUILDERS)
 def test_any_transforms(builder: str) -> None:
     guide = AutoRealNVP(nested, BUILDERS[builder], init_scale=0.1)
-    before = steps(nested, guide, DATA, count=20)
+    before = steps(nested, guide, DATA, count=12)
     assert sum(before[-5:]) < sum(before[:5])
     state = guide.state_dict()
     pyro.clear_param_store()
@@ -343,15 +359,15 @@ def test_optimizers_of_torch() -> None:
     guide = quick(nested)
     loss = Trace_ELBO(num_particles=4, vectorize_particles=True)(nested, guide)
     loss(DATA)
-    optimizer = torch.optim.Adam(loss.parameters(), lr=2e-2)
+    optimizer = torch.optim.Adam(loss.parameters(), lr=4e-2)
     losses = []
-    for _ in range(40):
+    for _ in range(25):
         optimizer.zero_grad()
         value = loss(DATA)
         value.backward()
         optimizer.step()
         losses.append(value.item())
-    assert sum(losses[-10:]) < sum(losses[:10]) - 10
+    assert sorted(losses[-5:])[2] < sorted(losses[:5])[2] - 3
 
 
 @pytest.mark.parametrize("parallel", [False, True])
@@ -372,16 +388,16 @@ def gaussian() -> None:
 
 def test_neutra_and_importance_sampling() -> None:
     guide = AutoRealNVP(gaussian, small)
-    steps(gaussian, guide, count=5)
+    guide.initialize()
     weighted = importance_sample(gaussian, guide, num_samples=3000, parallel=True)
     mean = (weighted.log_weights.softmax(0) * weighted.samples["b"].flatten()).sum().item()
     assert weighted.effective_sample_size > 1000
     neutra = NeuTra(gaussian, guide)
-    mcmc = MCMC(NUTS(neutra), num_samples=150, warmup_steps=30, disable_progbar=True)
+    mcmc = MCMC(NUTS(neutra), num_samples=80, warmup_steps=20, disable_progbar=True)
     mcmc.run()
     samples = neutra.get_samples(mcmc)
-    assert samples["a"].shape == (150,)
-    assert samples["b"].mean().item() == pytest.approx(mean, abs=0.2)
+    assert samples["a"].shape == (80,)
+    assert samples["b"].mean().item() == pytest.approx(mean, abs=0.3)
 
 
 def test_reparametrized_by_pyro() -> None:

@@ -20,11 +20,8 @@ from pyro.infer.autoguide.initialization import init_to_value
 from pyro.optim import ClippedAdam
 from torch import Tensor
 
-from pyro_realnvp import (
-    MLP,
-    AutoRealNVP,
-    realnvp_transforms,
-)
+from pyro_realnvp import MLP, AutoRealNVP, Permute, realnvp_transforms
+from pyro_realnvp.guides import default_transforms
 from pyro_realnvp.testing import randomize
 
 # What torch and Pyro emit themselves.
@@ -455,6 +452,23 @@ def test_initialize_is_idempotent() -> None:
     assert guide.get_transform() is transform
     train(guide)
     assert guide.get_transform() is transform
+
+
+@pytest.mark.parametrize("dim", [2, 3, 5, 8, 16])
+def test_every_two_latents_meet_in_a_coupling_of_the_default_flow(dim: int) -> None:
+    """So that shift and scale of one can depend on the other directly."""
+    order = list(range(dim))
+    meetings = set()
+    for part in default_transforms(dim):
+        if isinstance(part, Permute):
+            order = [order[index] for index in part.permutation.tolist()]
+            continue
+        x = torch.randn(dim, requires_grad=True)
+        randomize(part)
+        jacobian = torch.autograd.functional.jacobian(part.forward_and_log_det, x)[0]
+        moved, read = jacobian.abs().gt(0).nonzero().T.tolist()
+        meetings |= {frozenset((order[i], order[j])) for i, j in zip(moved, read, strict=True) if i != j}
+    assert len(meetings) == dim * (dim - 1) // 2
 
 
 def test_a_model_without_latents() -> None:

@@ -172,6 +172,15 @@ def test_parameters_are_constants_inside_and_themselves_outside(guide: Any) -> N
     assert untouched()
 
 
+@jit
+def test_jit_compiles_a_guide_that_is_not_in_the_store(guide: Any) -> None:
+    """As after loading a state; Pyro makes constants only of what is in its store."""
+    pyro.clear_param_store()
+    mcmc = MCMC(NUTS(NeuTra(model, guide), jit_compile=True, ignore_jit_warnings=True), 3, 2, disable_progbar=True)
+    mcmc.run(DATA)
+    assert all(value.isfinite().all() for value in mcmc.get_samples().values())
+
+
 def test_density_in_a_plate_where_pyro_counts_the_determinant_twice() -> None:
     """The reason for a class of our own; when it fails here, Pyro has mended NeuTraReparam."""
     from pyro.infer.reparam import NeuTraReparam

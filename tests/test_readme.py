@@ -17,7 +17,7 @@ def test_examples_run() -> None:
     for block in blocks:
         exec(compile(block, str(README), "exec"), names)
     assert names["samples"].shape == (1000, 2)
-    assert names["mcmc"].get_samples()["z"].shape == (50, 2)
+    assert {name: value.shape for name, value in names["posterior"].items()} == {"scale": (50,), "x": (50, 3)}
     assert torch.isfinite(torch.tensor(names["svi"].step()))
 
 

@@ -4,34 +4,20 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import two_moons as moons
+
 TINY = ["--steps", "6", "--interval", "2", "--batch", "16", "--couplings", "2", "--hidden", "8", "--device", "cpu"]
 
 
 @pytest.fixture(scope="module")
-def moons() -> ModuleType:
-    """The script, as Python sees it when it runs from its own folder."""
-    pytest.importorskip("sklearn")
-    pytest.importorskip("matplotlib")
-    folder = str(Path(__file__).parent.parent / "examples")
-    sys.path.insert(0, folder)
-    try:
-        import two_moons
-    finally:
-        sys.path.remove(folder)
-    return two_moons
-
-
-@pytest.fixture(scope="module")
-def run(moons: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a tiny run."""
     out = tmp_path_factory.mktemp("two_moons")
     moons.main([*TINY, "--out", str(out)])
@@ -50,7 +36,7 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def sample_from(moons: ModuleType, checkpoint: Path) -> None:
+def sample_from(checkpoint: Path) -> None:
     moons.main(["--sample", str(checkpoint), "--out", str(checkpoint.parent / "again"), "--device", "cpu"])
 
 
@@ -66,13 +52,13 @@ def test_a_run_writes_metrics_model_and_picture(run: Path) -> None:
 
 
 @pytest.fixture
-def no_picture(moons: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     """For runs of which only the numbers matter: the picture takes most of the time."""
     monkeypatch.setattr(moons, "draw", lambda *_: None)
 
 
 @pytest.mark.usefixtures("no_picture")
-def test_the_seed_decides(moons: ModuleType, run: Path, tmp_path: Path) -> None:
+def test_the_seed_decides(run: Path, tmp_path: Path) -> None:
     moons.main([*TINY, "--out", str(tmp_path / "same")])
     moons.main([*TINY, "--seed", "1", "--out", str(tmp_path / "other")])
     assert rows_of(tmp_path / "same")[-1]["test_kl"] == rows_of(run)[-1]["test_kl"]
@@ -80,7 +66,7 @@ def test_the_seed_decides(moons: ModuleType, run: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_picture")
-def test_fixed_points_stop_early(moons: ModuleType, tmp_path: Path) -> None:
+def test_fixed_points_stop_early(tmp_path: Path) -> None:
     # A learning rate of 0 never improves on the first validation loss.
     options = ["--points", "50", "--lr", "0", "--steps", "20", "--patience", "3"]
     moons.main([*TINY, *options, "--out", str(tmp_path)])
@@ -90,8 +76,8 @@ def test_fixed_points_stop_early(moons: ModuleType, tmp_path: Path) -> None:
     assert "test_kl" in last
 
 
-def test_sampling_from_a_checkpoint_restores_the_model(moons: ModuleType, run: Path, checkpoint: Path) -> None:
-    sample_from(moons, checkpoint)
+def test_sampling_from_a_checkpoint_restores_the_model(run: Path, checkpoint: Path) -> None:
+    sample_from(checkpoint)
     (row,) = rows_of(checkpoint.parent / "again")
     before = rows_of(run)[-1]  # other test points
     assert abs(row["test_kl"] - before["test_kl"]) < 5 * math.hypot(row["test_kl_error"], before["test_kl_error"])
@@ -103,7 +89,7 @@ def test_sampling_from_a_checkpoint_restores_the_model(moons: ModuleType, run: P
     torch.testing.assert_close(flow(x), fresh(x), rtol=0, atol=0)
 
 
-def test_log_density_against_monte_carlo(moons: ModuleType) -> None:
+def test_log_density_against_monte_carlo() -> None:
     """A mean of Gaussians around random points of the arcs, in numbers that share no code with the quadrature."""
     generator = torch.Generator().manual_seed(0)
     places = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.02, -0.53], [0.03, 0.45], [-1.0, -0.05], [0.5, 0.25]])
@@ -119,7 +105,7 @@ def test_log_density_against_monte_carlo(moons: ModuleType) -> None:
         assert abs(density.mean() - log_p.exp()) < 5 * error
 
 
-def test_log_density_integrates_to_one_and_the_quadrature_has_converged(moons: ModuleType) -> None:
+def test_log_density_integrates_to_one_and_the_quadrature_has_converged() -> None:
     x, y = torch.linspace(-1.5, 2.5, 401), torch.linspace(-1.0, 1.5, 251)
     places = torch.cartesian_prod(x, y)
     assert moons.log_density(places).exp().sum() * 0.01**2 == pytest.approx(1, abs=1e-6)
@@ -127,14 +113,14 @@ def test_log_density_integrates_to_one_and_the_quadrature_has_converged(moons: M
     torch.testing.assert_close(moons.log_density(near), moons.log_density(near, nodes=1024), rtol=0, atol=1e-9)
 
 
-def test_entropy_of_the_generator(moons: ModuleType) -> None:
+def test_entropy_of_the_generator() -> None:
     torch.manual_seed(0)
     x, _ = moons.sample_moons(100_000)
     log_p = moons.log_density(x)
     assert -log_p.mean() == pytest.approx(0.287, abs=4 * log_p.std().item() / math.sqrt(len(x)))
 
 
-def test_generator_has_the_law_of_make_moons(moons: ModuleType) -> None:
+def test_generator_has_the_law_of_make_moons() -> None:
     from sklearn.datasets import make_moons
 
     torch.manual_seed(0)
@@ -150,44 +136,44 @@ def test_generator_has_the_law_of_make_moons(moons: ModuleType) -> None:
     assert inner.float().mean() == pytest.approx(0.5, abs=0.01)
 
 
-def test_missing_checkpoint(moons: ModuleType, tmp_path: Path) -> None:
+def test_missing_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"There is no checkpoint .*nowhere.safetensors"):
-        sample_from(moons, tmp_path / "nowhere.safetensors")
+        sample_from(tmp_path / "nowhere.safetensors")
 
 
-def test_checkpoint_without_its_configuration(moons: ModuleType, checkpoint: Path) -> None:
+def test_checkpoint_without_its_configuration(checkpoint: Path) -> None:
     checkpoint.with_suffix(".json").unlink()
     with pytest.raises(SystemExit, match=r"flow.json does not exist"):
-        sample_from(moons, checkpoint)
+        sample_from(checkpoint)
 
 
-def test_truncated_checkpoint(moons: ModuleType, checkpoint: Path) -> None:
+def test_truncated_checkpoint(checkpoint: Path) -> None:
     checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
     with pytest.raises(SystemExit, match="truncated"):
-        sample_from(moons, checkpoint)
+        sample_from(checkpoint)
 
 
 @pytest.mark.parametrize("config", ['{"couplings": 2}', '{"couplings": 0, "hidden": [8]}', "[]", "{"])
-def test_configuration_of_something_else(moons: ModuleType, checkpoint: Path, config: str) -> None:
+def test_configuration_of_something_else(checkpoint: Path, config: str) -> None:
     checkpoint.with_suffix(".json").write_text(config)
     with pytest.raises(SystemExit, match="does not describe a flow of this script"):
-        sample_from(moons, checkpoint)
+        sample_from(checkpoint)
 
 
 @pytest.mark.parametrize("config", [{"couplings": 3, "hidden": [8]}, {"couplings": 2, "hidden": [9]}])
-def test_checkpoint_of_another_architecture(moons: ModuleType, checkpoint: Path, config: dict[str, Any]) -> None:
+def test_checkpoint_of_another_architecture(checkpoint: Path, config: dict[str, Any]) -> None:
     checkpoint.with_suffix(".json").write_text(json.dumps(config))
     with pytest.raises(SystemExit, match=r"of another architecture .* should have shape"):
-        sample_from(moons, checkpoint)
+        sample_from(checkpoint)
 
 
-def test_checkpoint_with_a_tensor_too_many(moons: ModuleType, checkpoint: Path) -> None:
+def test_checkpoint_with_a_tensor_too_many(checkpoint: Path) -> None:
     save_file({**load_file(checkpoint), "more": torch.zeros(3)}, checkpoint)
     with pytest.raises(SystemExit, match=r"more should have shape none, but has \(3,\)"):
-        sample_from(moons, checkpoint)
+        sample_from(checkpoint)
 
 
-def test_bad_options(moons: ModuleType, tmp_path: Path) -> None:
+def test_bad_options(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="--device warp cannot be used here"):
         moons.main([*TINY, "--device", "warp", "--out", str(tmp_path)])
     with pytest.raises(SystemExit, match="--points must be"):

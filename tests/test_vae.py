@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pyro
@@ -15,27 +13,30 @@ import torch
 from pyro.infer import Trace_ELBO
 from safetensors.torch import load_file
 
-SMALL = ["--latent", "3", "--hidden", "8", "--couplings", "2", "--width", "4", "--batch", "16", "--draws", "5"]
+import vae
+
+SMALL = [
+    "--latent",
+    "3",
+    "--hidden",
+    "8",
+    "--decoder",
+    "5",
+    "--couplings",
+    "2",
+    "--width",
+    "4",
+    "--batch",
+    "16",
+    "--draws",
+    "5",
+]
 TINY = [*SMALL, "--steps", "4", "--interval", "2", "--device", "cpu"]
 FOUR = [(prior, posterior) for prior in ("normal", "flow") for posterior in ("normal", "flow")]
 
 
 @pytest.fixture(scope="module")
-def vae() -> ModuleType:
-    """The script, as Python sees it when it runs from its own folder."""
-    pytest.importorskip("sklearn")
-    pytest.importorskip("matplotlib")
-    folder = str(Path(__file__).parent.parent / "examples")
-    sys.path.insert(0, folder)
-    try:
-        import vae
-    finally:
-        sys.path.remove(folder)
-    return vae
-
-
-@pytest.fixture(scope="module")
-def run(vae: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a tiny run."""
     out = tmp_path_factory.mktemp("vae")
     vae.main([*TINY, "--out", str(out)])
@@ -47,7 +48,16 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
 
 
 def config(prior: str, posterior: str) -> dict[str, Any]:
-    sizes = {"pixels": 6, "levels": 5, "latent": 3, "hidden": 8, "couplings": 2, "width": [4], "dropout": 0.0}
+    sizes = {
+        "pixels": 6,
+        "levels": 5,
+        "latent": 3,
+        "hidden": 8,
+        "decoder": [5],
+        "couplings": 2,
+        "width": [4],
+        "dropout": 0.0,
+    }
     return {**sizes, "prior": prior, "posterior": posterior}
 
 
@@ -62,7 +72,7 @@ def test_a_run_writes_metrics_models_and_picture(run: Path) -> None:
     assert (run / "vae.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_checkpoints_restore_the_models(vae: ModuleType, run: Path) -> None:
+def test_checkpoints_restore_the_models(run: Path) -> None:
     for prior, posterior in FOUR:
         path = run / f"{prior}-{posterior}.safetensors"
         model = vae.VAE(json.loads(path.with_suffix(".json").read_text()))
@@ -71,7 +81,7 @@ def test_checkpoints_restore_the_models(vae: ModuleType, run: Path) -> None:
         assert any("posterior.transforms" in name for name in model.state_dict()) == (posterior == "flow")
 
 
-def test_one_of_the_four(vae: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_of_the_four(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[str] = []
     monkeypatch.setattr(vae, "draw", lambda models, *_: drawn.extend(models))
     vae.main([*TINY, "--lr", "0", "--steps", "9", "--patience", "2", "--prior", "flow", "--out", str(tmp_path)])
@@ -81,7 +91,7 @@ def test_one_of_the_four(vae: ModuleType, tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize(("prior", "posterior"), FOUR)
-def test_the_bound_is_that_of_the_model_and_the_guide(vae: ModuleType, prior: str, posterior: str) -> None:
+def test_the_bound_is_that_of_the_model_and_the_guide(prior: str, posterior: str) -> None:
     model = vae.VAE(config(prior, posterior)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -96,7 +106,7 @@ def test_the_bound_is_that_of_the_model_and_the_guide(vae: ModuleType, prior: st
     assert row["test_bound"] > row["test_elbo"]
 
 
-def test_the_importance_weighted_bound_reaches_the_likelihood(vae: ModuleType) -> None:
+def test_the_importance_weighted_bound_reaches_the_likelihood() -> None:
     """Of one image, against a mean of the likelihood over the prior."""
     model = vae.VAE(config("flow", "flow")).eval()
     with torch.no_grad():
@@ -111,7 +121,7 @@ def test_the_importance_weighted_bound_reaches_the_likelihood(vae: ModuleType) -
 
 
 @pytest.mark.parametrize(("prior", "posterior"), FOUR[1:])
-def test_every_model_starts_as_the_one_without_flows(vae: ModuleType, prior: str, posterior: str) -> None:
+def test_every_model_starts_as_the_one_without_flows(prior: str, posterior: str) -> None:
     plain, model = vae.VAE(config("normal", "normal")).eval(), vae.VAE(config(prior, posterior)).eval()
     state = {
         name.replace("posterior.", "posterior.base.") if posterior == "flow" else name: value
@@ -127,7 +137,7 @@ def test_every_model_starts_as_the_one_without_flows(vae: ModuleType, prior: str
     torch.testing.assert_close(model.log_weights(x, 2), expected)
 
 
-def test_grey_images_are_binarised(vae: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_grey_images_are_binarised(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     grey = torch.randint(256, (30, 1, 28, 28), dtype=torch.uint8)
     monkeypatch.setattr(vae, "load_images", lambda *_, **__: (grey, grey[:20], grey[:10]))
     monkeypatch.setattr(vae, "draw", lambda *_: None)

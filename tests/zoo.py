@@ -58,6 +58,7 @@ from pyro_realnvp import (
     recompute,
 )
 from pyro_realnvp.convnet import ZeroConv
+from pyro_realnvp.guides import default_transforms
 
 mlp = partial(MLP, hidden=(8,))
 resnet = partial(ResNet, hidden=4, blocks=1)
@@ -324,6 +325,8 @@ ZOO = {
     "realnvp-default": lambda: Chain(realnvp_transforms(3)),
     "realnvp-odd": lambda: Chain(realnvp_transforms(7, couplings=3, net=mlp)),
     "realnvp-context": lambda: Chain(realnvp_transforms(4, couplings=3, net=mlp, context_dim=2)),
+    "realnvp-skip": lambda: Chain(realnvp_transforms(5, couplings=2, net=partial(mlp, skip=True), context_dim=2)),
+    "guide": lambda: Chain(default_transforms(5)),
     "realnvp-image": lambda: prime(Chain(realnvp_transforms((1, 4, 4), net=resnet))),
     "realnvp-image-1-scale": lambda: prime(Chain(realnvp_transforms((3, 3, 2), scales=1, net=resnet))),
     "realnvp-image-3-scales": lambda: prime(Chain(realnvp_transforms((1, 4, 8), scales=3, net=resnet))),
