@@ -58,11 +58,13 @@ class _GatedSelfAttention(nn.Module):
         self.out = _conv(width, 2 * width, 1, scale=0.1, weight_norm=weight_norm)
 
     def forward(self, x: Tensor, position: Tensor) -> Tensor:
-        qkv = self.query_key_value(x + position)
-        width, places = x.shape[1] // self.heads, x.shape[2] * x.shape[3]
-        # (batch, 3, heads, width/heads, places) -> three of (batch, heads, places, width/heads)
-        query, key, value = qkv.reshape(x.shape[0], 3, self.heads, width, places).mT.unbind(1)
-        h = F.scaled_dot_product_attention(query, key, value).mT.reshape(x.shape)
+        batch, channels, height, width = x.shape
+        qkv = self.query_key_value(x + position).movedim(1, -1)  # the channels last, as attention reads them
+        # (batch, places, 3, heads, channels/heads) -> three of (batch, heads, places, channels/heads)
+        parts = qkv.reshape(batch, height * width, 3, self.heads, channels // self.heads)
+        query, key, value = parts.permute(2, 0, 3, 1, 4).unbind(0)
+        h = F.scaled_dot_product_attention(query, key, value).transpose(1, 2)
+        h = h.reshape(batch, height, width, channels).movedim(-1, 1)
         a, b = self.out(self.dropout(h)).chunk(2, 1)
         return x + a * b.sigmoid()
 

@@ -193,7 +193,7 @@ class Bijection(TransformModule, ConditionalTransform):
                 given.device,
                 self.training,
                 torch.is_grad_enabled(),
-                torch.is_autocast_enabled(given.device.type),
+                torch.is_autocast_enabled(given.device.type) and torch.get_autocast_dtype(given.device.type),
                 *fingerprint(self),
             ]
         except RuntimeError:  # inference tensors have no version, tensors under a function transform no address

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .precision import at_least_float32
 from .ranks import moments
 from .statistics import statistics_are_held
 
@@ -42,7 +43,9 @@ class ChannelNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         self.initialize_once(x)
         shape = self.shift.shape + (1,) * (x.dim() - 1 - self.shift.dim())
-        return (x - self.shift.reshape(shape)) * self.log_scale.exp().reshape(shape)
+        # In the dtype of x: under autocast float32 parameters would turn the feature maps of a network into float32.
+        shift, scale = (value.reshape(shape).to(x.dtype) for value in (self.shift, self.log_scale.exp()))
+        return (x - shift) * scale
 
     def initialize_once(self, x: Tensor) -> None:
         if self.training and not self._is_initialized and not statistics_are_held():
@@ -58,7 +61,7 @@ class ChannelNorm(nn.Module):
         if x.shape[0] < 1:
             raise ValueError("ActNorm needs a batch of at least 1 event to initialise, but got an empty one.")
         over = (0, *range(1 + self.shift.dim(), x.dim()))
-        var, mean = torch.var_mean(x, over, correction=0)
+        var, mean = torch.var_mean(at_least_float32(x), over, correction=0)
         count = x.numel() / max(1, mean.numel())
         mean, var, _ = moments(mean, var, count, synchronized=self.synchronized)
         if not torch.compiler.is_compiling() and not bool(var.isfinite().all()):

@@ -14,6 +14,7 @@ import torch
 from torch import Size, Tensor, nn
 from torch.nn import functional as F
 
+from .precision import at_least_float32
 from .ranks import moments
 from .statistics import statistics_are_held
 
@@ -150,10 +151,10 @@ class _WeightNormConv2d(nn.Module):
         self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = F.normalize(self.direction.flatten(1), dim=1)
-        if self.norm is not None:
-            weight = self.norm * weight
-        weight = weight.view_as(self.direction)
+        # In the shape of a filter, not flattened: the weight then has the memory format of the parameter.
+        length = torch.linalg.vector_norm(self.direction, dim=(1, 2, 3), keepdim=True).clamp(min=1e-12)
+        scale = length.reciprocal() if self.norm is None else self.norm[..., None, None] / length
+        weight = self.direction * scale
         return F.conv2d(x, weight, self.bias, padding=weight.shape[-1] // 2)
 
 
@@ -180,7 +181,7 @@ class _BatchNorm2d(nn.BatchNorm2d):
 
     def _over_ranks(self, x: Tensor) -> Tensor:
         """The same with the statistics of all processes."""
-        var, mean = torch.var_mean(x.float() if x.dtype in (torch.half, torch.bfloat16) else x, (0, 2, 3), correction=0)
+        var, mean = torch.var_mean(at_least_float32(x), (0, 2, 3), correction=0)
         mean, var, count = moments(mean, var, x.numel() / max(1, len(mean)), synchronized=True)
         if not statistics_are_held():
             with torch.no_grad():

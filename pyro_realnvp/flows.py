@@ -13,6 +13,7 @@ from torch.distributions import Distribution, Transform, constraints
 from .bijection import Bijection
 from .chain import Chain
 from .channel_norm import ChannelNorm
+from .precision import full_precision, lifted
 
 __all__ = ["DiagonalNormal", "Flow", "StandardLogistic", "StandardNormal"]
 
@@ -75,7 +76,10 @@ class DiagonalNormal(_Base):
                 raise ValueError(
                     f"DiagonalNormal needs a context of shape {tuple(self.context_shape or ())}, got none."
                 )
-            shift, log_factor = self.linear(context).unflatten(-1, (2, *self.event_shape)).unbind(context.dim() - 1)
+            context = lifted(context)
+            with full_precision(context):
+                both = self.linear(context).unflatten(-1, (2, *self.event_shape))
+            shift, log_factor = both.unbind(context.dim() - 1)
             loc, log_scale = loc + shift, log_scale + log_factor
         return dist.Normal(loc, log_scale.exp(), validate_args=False).to_event(len(self.event_shape))
 
@@ -90,6 +94,14 @@ class Flow(nn.Module):
     on a flow that serves as a prior, in ``Predictive`` or for scoring, since batch normalization and dropout make the
     density of an event depend on the batch or on chance in training mode. A vector flow as it is built has neither, so
     that as a guide or a prior it may stay in training mode.
+
+    Under ``torch.autocast(device, dtype=torch.bfloat16)`` the networks run in bfloat16, and everything else stays in
+    float32: affine maps, mixtures, 1x1 convolutions and their determinants, normalization and its statistics, the base,
+    the sums of log-determinants, and the result. As always with autocast, ``backward()`` belongs outside. A network
+    sees the same in both directions, so that a coupling is inverted to the accuracy of float32; along a whole flow a
+    value that is off in its last digit may, rarely, be rounded to another bfloat16. A network of your own, or a
+    bijection with a matrix product, runs as autocast has it. ``flow.to(memory_format=torch.channels_last)`` makes the
+    convolutional networks compute in that layout, whatever that of x is.
 
     Keys of the state: ``transforms.<i>.bijection.<...>`` for the i-th transform of a list from a builder, whose items
     are inverses, counted from the latent side.
@@ -121,7 +133,7 @@ class Flow(nn.Module):
             ValueError: if x or the context has the wrong shape or type, and, with validation on, outside of compiled
                 code, if x lies outside the support: NaN, infinite, or not in the unit cube, say.
         """
-        transforms = self._given(context)
+        x, transforms = lifted(x), self._given(context)
         transforms.check(x, self.event_shape)
         if Distribution._validate_args and not torch.compiler.is_compiling():
             self._refuse_outside_support(x)

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from .bijection import Bijection
 from .normalization import ActNorm
+from .precision import full_precision
 from .reversible import Reversible
 
 __all__ = ["InvertibleConv1x1", "Permute", "Scale", "Standardized"]
@@ -65,7 +66,8 @@ class Standardized(Bijection):
             raise ValueError(f"Standardized needs a positive diagonal, but got {float(self._diagonal.min())} in it.")
 
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        y = x * self.scale if self.scale.dim() == 1 else x @ self.scale.T
+        with full_precision(x):
+            y = x * self.scale if self.scale.dim() == 1 else x @ self.scale.T
         return self.loc + y, self._log_det(x)
 
     def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -193,15 +195,20 @@ class InvertibleConv1x1(Reversible):
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         if self.norm is not None:
             self.norm.initialize_once(x)
-        weight, log_det = self.matrix()
-        bias = None
-        if self.norm is not None:
-            weight = weight * self.norm.log_scale.exp()
-            bias = -(weight @ self.norm.shift)
-            log_det = log_det + self.norm.log_scale.sum()
-        return self._apply_matrix(x, weight, bias), self._expand(x, log_det)
+        with full_precision(x):
+            weight, log_det = self.matrix()
+            bias = None
+            if self.norm is not None:
+                weight = weight * self.norm.log_scale.exp()
+                bias = -(weight @ self.norm.shift)
+                log_det = log_det + self.norm.log_scale.sum()
+            return self._apply_matrix(x, weight, bias), self._expand(x, log_det)
 
     def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        with full_precision(y):
+            return self._inverse_and_log_det(y)
+
+    def _inverse_and_log_det(self, y: Tensor) -> tuple[Tensor, Tensor]:
         weight, log_det = self.matrix()
         inverse, info = torch.linalg.inv_ex(weight.double())
         if not torch.compiler.is_compiling():
