@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -71,15 +72,17 @@ def set_seed(seed: int) -> None:
 class Metrics:
     """Appends rows to ``metrics.jsonl`` in a folder, which starts anew, and knows the seconds since then.
 
+    With a ``step``, that an earlier process has reached after so many ``seconds``, it goes on from there instead.
     With ``quiet``, for all processes but the first, nothing is written and no bar is shown.
     """
 
-    def __init__(self, folder: Path, *, quiet: bool = False) -> None:
+    def __init__(self, folder: Path, *, quiet: bool = False, step: int = 0, seconds: float = 0.0) -> None:
         self.path, self.quiet = folder / "metrics.jsonl", quiet
-        self._start = perf_counter()
+        self._start = perf_counter() - seconds
         if not quiet:
             folder.mkdir(parents=True, exist_ok=True)
-            self.path.write_text("")
+            rows = self.path.read_text().splitlines(keepends=True) if step and self.path.is_file() else []
+            self.path.write_text("".join(row for row in rows if json.loads(row)["step"] <= step))
 
     def write(self, row: Mapping[str, Any]) -> None:
         if self.quiet:
@@ -98,12 +101,15 @@ def ema_of(flow: nn.Module, decay: float) -> AveragedModel:
     The decay grows to its value, (1 + n) / (10 + n) after n steps, so that the start is soon forgotten.
     """
 
-    def average(averaged: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
-        if not averaged.is_floating_point():
-            return current
-        return averaged.lerp(current, 1 - min(decay, (1 + int(count)) / (10 + int(count))))
+    def average(averaged: list[Tensor], current: list[Tensor], _: Tensor | int) -> None:
+        if not averaged[0].is_floating_point():
+            torch._foreach_copy_(averaged, current)
+            return
+        count = int(ema.n_averaged)  # on the processor, unlike the argument: a GPU need not wait
+        torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + count) / (10 + count)))
 
-    return AveragedModel(flow, avg_fn=average, use_buffers=True)
+    ema = AveragedModel(flow, multi_avg_fn=torch.no_grad()(average), use_buffers=True)
+    return ema
 
 
 def gradient_update(
@@ -165,6 +171,15 @@ class BestState:
         self.module.load_state_dict(self.state)
 
 
+@dataclass
+class Progress:
+    """How far :func:`fit` has come: steps, and the sum of so many losses since the last interval."""
+
+    step: int = 0
+    total: Tensor | float = 0.0
+    count: int = 0
+
+
 def fit(
     update: Callable[[], Tensor | float],
     *,
@@ -174,21 +189,24 @@ def fit(
     evaluate: Callable[[], Mapping[str, float]] | None = None,
     stop: Callable[[Mapping[str, Any]], bool] | None = None,
     unit: str = "nats",
+    progress: Progress | None = None,
+    pause: Callable[[], bool] | None = None,
 ) -> int:
     """Calls ``update`` up to ``steps`` times, with a progress bar that shows the mean loss of the last steps.
 
     After every interval a row ``step``, ``loss`` (the mean over the interval) and whatever ``evaluate`` returns goes to
-    the metrics; ``stop`` sees the row and may end the training. Returns the number of steps taken.
+    the metrics; ``stop`` sees the row and may end the training. Returns the number of steps taken, with those that
+    ``progress`` starts from. ``pause`` is asked every 20 steps whether to go on another time, from that progress.
     """
-    total: Tensor | float = 0.0
-    count = step = 0
-    with tqdm(total=steps, unit="step", mininterval=0.5, disable=metrics.quiet) as bar:
-        for step in range(1, steps + 1):
-            total = total + update()  # stays on the device: a GPU need not wait for the bar
-            count += 1
+    at = Progress() if progress is None else progress
+    with tqdm(total=steps, initial=at.step, unit="step", mininterval=0.5, disable=metrics.quiet) as bar:
+        while at.step < steps:
+            at.total = at.total + update()  # stays on the device: a GPU need not wait for the bar
+            at.step, at.count = at.step + 1, at.count + 1
+            step = at.step
             ends = step % interval == 0 or step == steps
             if ends or step % 20 == 0:
-                loss = float(total) / count
+                loss = float(at.total) / at.count
                 if not math.isfinite(loss):
                     fail(f"The loss became {loss} at about step {step}; a smaller learning rate may help.")
                 bar.set_postfix_str(f"{loss:.4f} {unit}", refresh=False)
@@ -196,10 +214,12 @@ def fit(
             if ends:
                 row = {"step": step, "loss": loss, **(evaluate() if evaluate else {}), "seconds": metrics.seconds}
                 metrics.write(row)
-                total, count = 0.0, 0
+                at.total, at.count = 0.0, 0
                 if stop is not None and stop(row):
                     break
-    return step
+            if step % 20 == 0 and step < steps and pause is not None and pause():
+                break
+    return at.step
 
 
 def train_density(
@@ -235,13 +255,19 @@ def train_density(
     return ema.module
 
 
-def batches_of(data: Tensor, size: int, generator: torch.Generator | None = None) -> Iterator[Tensor]:
+class Batches(Iterator[Tensor]):
     """Minibatches for ever, every epoch in a new order: all of ``size``, or all the data where there is less."""
-    while True:
-        order = torch.randperm(len(data), generator=generator).to(data.device)
-        for index in order.split(size):
-            if len(index) == size or len(data) < size:
-                yield data[index]
+
+    def __init__(self, data: Tensor, size: int, generator: torch.Generator | None = None) -> None:
+        self.data, self.size, self.generator = data, min(size, len(data)), generator
+        self.order, self.used = torch.empty(0, dtype=torch.long), 0
+
+    def __next__(self) -> Tensor:
+        if self.used + self.size > len(self.order):
+            order = torch.randperm(len(self.data), generator=self.generator)
+            self.order, self.used = order.to(self.data.device), 0
+        self.used += self.size
+        return self.data[self.order[self.used - self.size : self.used]]
 
 
 # ---------------------------------------------------------------------------------------------------- checkpoints

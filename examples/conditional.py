@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from common import (
+    Batches,
     BestState,
     Config,
     Metrics,
     add_options,
-    batches_of,
     cosine_factor,
     ema_of,
     fit,
@@ -79,7 +79,7 @@ def train(args: argparse.Namespace, config: Config, device: torch.device) -> Non
     epoch = len(train_images) // recipe["batch_size"]
     steps = (recipe["epochs"] if args.epochs is None else args.epochs) * epoch if args.steps is None else args.steps
     metrics = Metrics(args.out)
-    indices = batches_of(torch.arange(len(train_images), device=device), recipe["batch_size"])
+    indices = Batches(torch.arange(len(train_images), device=device), recipe["batch_size"])
     first = next(indices)
     model.initialize(train_images[first], one_hot(train_labels[first]))
 

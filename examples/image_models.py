@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from functools import partial
 from typing import Any
 
@@ -157,7 +158,7 @@ def training_of(flow: str, data: str) -> Config:
         own = {"epochs": 60} if flow in ("glow", "flowpp") else {}
     else:  # batch, learning rate and average of the papers, where they differ from RealNVP's
         own = {"glow": {"batch_size": 512}, "flowpp": {"learning_rate": 3e-4, "ema": 0.999}}.get(flow, {})
-    return {**TRAINING[name], **own}
+    return {"warmup": 100, "clip": math.inf, "weight_decay": 0.0, "interval": None, **TRAINING[name], **own}
 
 
 def _multiple(flow: str, model: Config) -> int:

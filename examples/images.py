@@ -9,6 +9,7 @@
     python examples/images.py --sample runs/images/checkpoint.safetensors
     python examples/images.py --describe --data cifar10    layers, shapes, number of parameters
     torchrun --nproc-per-node 8 examples/images.py ...     on several devices
+    python examples/images.py --recipe cifar10             on one GPU, in runs of 9 minutes, to be repeated
 
 Writes into --out: metrics.jsonl (a row an epoch; the last has the test figures), samples.png (beside real images),
 interpolation.png (equation 19 of Dinh et al., 2017), checkpoint.safetensors and checkpoint.json.
@@ -22,15 +23,13 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pyro
 import torch
-from pyro.infer import SVI, Trace_ELBO
-from torch import Tensor, distributed, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor, nn
 
 from pyro_realnvp import (
     Bijection,
@@ -42,16 +41,16 @@ from pyro_realnvp import (
 )
 
 from common import (
+    Batches,
     BestState,
     Config,
     Metrics,
+    Progress,
     add_options,
-    batches_of,
     cosine_factor,
     ema_of,
     fail,
     fit,
-    gradient_update,
     load_checkpoint,
     resolve_device,
     save_checkpoint,
@@ -60,13 +59,22 @@ from common import (
 )
 from image_data import DATA, load_images
 from image_models import MODELS, OPTIONS, ImageModel, build, configuration, training_of
+from image_training import flipped, mle_update, optimizer_of, svi_update
 from ranks import Ranks, check_batch, start
+from recipes import RECIPES, recipe_for
+from resume import Attributes, RandomNumbers, Resumable, Stateful
 
 MEMORY: dict[str, Callable[[ImageModel], ImageModel]] = {
     "store": lambda model: model,
     "recompute": recompute,
     "rebuild": rebuild,
 }
+SPEED = {
+    "compile": "the flow by torch.compile",
+    "bf16": "networks in bfloat16 in training; the test is in float32",
+    "channels-last": "networks on images with the channels last",
+}
+MLE_ONLY = ("minutes", "compile", "bf16", "clip", "weight_decay")
 MEMORY_HELP = "what backward needs is stored, or computed again: less memory, more time (default: %(default)s)"
 
 
@@ -95,81 +103,84 @@ def histogram_bits(train: Tensor, test: Tensor, levels: int) -> float:
     return -log_prob.gather(0, test.long()).mean().item()
 
 
-def mle_update(
-    model: ImageModel, batch: Callable[[], Tensor], learning_rate: float, factor: Callable[[int], float], ema: Any
-) -> Callable[[], Tensor]:
-    """Steps of maximum likelihood on the bound of :class:`Dequantized`, in nats an image; of all processes together."""
-    together = DistributedDataParallel(model) if distributed.is_initialized() else model
-    optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate, fused=True)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-    return gradient_update(model, lambda: -together(batch()).mean(), optimizer, scheduler=scheduler, ema=ema)
-
-
-def svi_update(
-    model: ImageModel, batch: Callable[[], Tensor], learning_rate: float, factor: Callable[[int], float], ema: Any
-) -> Callable[[], float]:
-    """The same steps by stochastic variational inference: a Pyro model that observes images, and nothing to guide."""
-
-    def observe(images: Tensor) -> None:
-        pyro.module("model", model)
-        with pyro.plate("images", len(images)), pyro.poutine.scale(scale=1 / len(images)):
-            pyro.sample("x", model.distribution(), obs=images)
-
-    scheduler = pyro.optim.LambdaLR(
-        {"optimizer": torch.optim.Adam, "optim_args": {"lr": learning_rate, "fused": True}, "lr_lambda": factor}
-    )
-    svi = SVI(observe, lambda images: None, scheduler, Trace_ELBO())
-
-    def update() -> float:
-        loss = svi.step(batch())
-        scheduler.step()
-        ema.update_parameters(model)
-        return loss
-
-    return update
-
-
 def train(args: argparse.Namespace, config: Config, ranks: Ranks) -> None:
     set_seed(args.seed)
+    if args.compile:
+        pyro.enable_validation(False)  # which looks at values, as one graph cannot
     recipe = training_of(args.flow, args.data)
     recipe |= {name: value for name, value in vars(args).items() if name in recipe and value is not None}
     check_batch(recipe["batch_size"], ranks)
+    run = None
+    if args.minutes is not None:
+        kept = ("seed", "steps", "memory", "compile", "bf16", "channels_last", "flips")
+        options = {**config, **recipe, **{name: getattr(args, name) for name in kept}}
+        run = Resumable(args.out, args.minutes, options, ranks)
+    before = None if run is None else run.load()
+    if before is not None and "finished" in before:
+        print(f"{args.out} holds a finished run: {outcome(before['finished'])}; give another --out to start anew.")
+        return
     with ranks.first_of_node():
         splits = load_images(args.data, args.root, download=args.download, size=args.size)
     train_images, validation_images, test_images = (images.to(ranks.device) for images in splits)
-    model = MEMORY[args.memory](synchronize(build(config).to(ranks.device)))
+    layout = torch.channels_last if args.channels_last else torch.contiguous_format
+    model = MEMORY[args.memory](synchronize(build(config).to(ranks.device, memory_format=layout)))
+    model.train()
     ema = ema_of(model, recipe["ema"])
     epoch = max(1, len(train_images) // recipe["batch_size"])
     steps = args.steps if args.steps is not None else recipe["epochs"] * epoch
-    metrics = Metrics(args.out, quiet=not ranks.is_first)
+    reached = {} if before is None else {"step": before["progress"]["step"], "seconds": before["seconds"]}
+    metrics = Metrics(args.out, quiet=not ranks.is_first, **reached)
+    precision = torch.autocast(ranks.device.type, torch.bfloat16, enabled=args.bf16)
 
-    padded = pad(train_images, config["event_shape"])
     order = ranks.order(args.seed)
-    batches = batches_of(padded, recipe["batch_size"], order)
-    model.initialize(ranks.part(padded[torch.randperm(len(padded), generator=order)[:256].to(ranks.device)]))
+    batches = Batches(train_images, recipe["batch_size"], order)
+    if before is None:
+        first = torch.randperm(len(train_images), generator=order)[:256].to(ranks.device)
+        model.initialize(ranks.part(pad(train_images[first], config["event_shape"])))
 
     def batch() -> Tensor:
-        model.train()
-        return ranks.part(next(batches))
+        images = ranks.part(next(batches))
+        return pad(flipped(images) if args.flips else images, config["event_shape"])
 
-    make_update = mle_update if args.objective == "mle" else svi_update
-    update = make_update(model, batch, recipe["learning_rate"], cosine_factor(steps), ema)
+    factor = cosine_factor(steps, warmup=recipe["warmup"])
+    parts: dict[str, Stateful] = {"model": model, "ema": ema}
+    if args.objective == "svi":
+        update: Callable[[], Any] = svi_update(model, batch, recipe["learning_rate"], factor, ema)
+    else:
+        optimizer = optimizer_of(model, recipe["learning_rate"], recipe["weight_decay"])
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        parts |= {"optimizer": optimizer, "scheduler": scheduler}
+        options = {"max_norm": recipe["clip"], "precision": precision, "compiled": args.compile}
+        update = mle_update(model, batch, optimizer, scheduler, ema, **options)
     bits = 1 / (math.prod(config["image_shape"]) * math.log(2))  # a pixel, of one nat an image
 
     def evaluate() -> dict[str, float]:
-        value, error = test_bits(ema.module, config, validation_images, ranks)
+        with precision:
+            value, error = test_bits(ema.module, config, validation_images, ranks)
         return {"validation_bits_per_dim": value, "validation_bits_per_dim_error": error}
 
-    best = BestState(ema.module, recipe["patience"])
+    best, progress = BestState(ema.module, recipe["patience"]), Progress()
+    parts |= {"best": Attributes(best, "loss", "waited", "state"), "batches": Attributes(batches, "order", "used")}
+    parts["progress"] = Attributes(progress, "step", "total", "count")
+    random = RandomNumbers(ranks.device, order)
+    if run is not None and before is not None:
+        run.restore(before, parts, random)
     taken = fit(
         lambda: ranks.mean(update()) * bits,
         steps=steps,
-        interval=epoch,
+        interval=recipe["interval"] or epoch,
         metrics=metrics,
         evaluate=evaluate,
         stop=lambda row: best.stop(row["validation_bits_per_dim"]),
         unit="bits/dim",
+        progress=progress,
+        pause=None if run is None else run.is_due,
     )
+    if run is not None and run.paused:
+        run.save(parts, random, seconds=metrics.seconds)
+        if ranks.is_first:
+            print(f"paused after {taken} of {steps} steps; the same command goes on from {run.path}")
+        return
     best.restore()
     model = ema.module
     value, error = test_bits(model, config, test_images, ranks)
@@ -186,12 +197,16 @@ def train(args: argparse.Namespace, config: Config, ranks: Ranks) -> None:
     }
     metrics.write(row)
     save_checkpoint(args.out / "checkpoint.safetensors", model, config)
+    if run is not None:
+        run.finish(row)
     picture(args.out / "samples.png", model.flow, config, test_images)
     interpolation(args.out / "interpolation.png", model.flow, config, validation_images)
-    print(
-        f"test: {value:.3f} +- {error:.3f} bits/dim (independent pixels: {row['histogram_bits_per_dim']:.3f}); "
-        f"pictures and checkpoint in {args.out}"
-    )
+    print(f"{outcome(row)}; pictures and checkpoint in {args.out}")
+
+
+def outcome(row: Mapping[str, float]) -> str:
+    value, error = row["test_bits_per_dim"], row["test_bits_per_dim_error"]
+    return f"test: {value:.3f} +- {error:.3f} bits/dim (independent pixels: {row['histogram_bits_per_dim']:.3f})"
 
 
 def unit_scale(images: Tensor, config: Config) -> Tensor:
@@ -265,10 +280,18 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--sample", type=Path, metavar="CHECKPOINT", help="draw from a trained flow, without training")
     parser.add_argument("--temperature", type=float, default=1.0, help="of --sample (default: %(default)s)")
     parser.add_argument("--describe", action="store_true", help="print the layers and the number of parameters")
+    speed = parser.add_argument_group("speed")
+    speed.add_argument("--minutes", type=float, help="stop then; the same command goes on from there (default: never)")
+    for name, meaning in SPEED.items():
+        speed.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, default=False, help=meaning)
     recipe = parser.add_argument_group("recipe (default: that of the flow and the data)")
-    for name in ("epochs", "batch-size", "patience"):
+    recipe.add_argument("--recipe", choices=list(RECIPES), help="defaults for a GPU; other options come first")
+    recipe.add_argument(
+        "--flips", action=argparse.BooleanOptionalAction, default=False, help="mirror half of the images"
+    )
+    for name in ("epochs", "batch-size", "patience", "warmup", "interval"):
         recipe.add_argument(f"--{name}", type=int)
-    for name in ("learning-rate", "ema"):
+    for name in ("learning-rate", "ema", "clip", "weight-decay"):
         recipe.add_argument(f"--{name}", type=float)
     for name, kind in OPTIONS.items():
         # --steps are gradient steps; those of a level of Glow need another name
@@ -276,7 +299,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     recipe.add_argument("--couplings", type=int, nargs="+")
     recipe.add_argument("--packed", action="store_true", help="checkerboard couplings on boards of half the size")
     recipe.add_argument("--uniform", action="store_true", help="uniform instead of variational dequantization")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.recipe is not None:
+        parser.set_defaults(**recipe_for(args.recipe, args.flow))
+        args = parser.parse_args(argv)
+    if args.minutes is not None and args.minutes <= 0:
+        fail(f"--minutes must be positive, but got {args.minutes:g}.")
+    return args
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -294,6 +323,8 @@ def main(argv: list[str] | None = None) -> None:
     with start(args.device) as ranks:
         if ranks.size > 1 and args.objective == "svi":
             fail(f"--objective svi runs in one process, but got {ranks.size}.")
+        if args.objective == "svi" and (plain := [name for name in MLE_ONLY if getattr(args, name)]):
+            fail(f"--{plain[0].replace('_', '-')} applies to --objective mle alone, but got svi.")
         train(args, configuration(args), ranks)
 
 

@@ -14,6 +14,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, distributed
@@ -53,6 +54,13 @@ class Ranks:
         total = torch.as_tensor(value, device=self.device, dtype=torch.float32).clone()
         distributed.all_reduce(total)
         return total / self.size
+
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all ranks, in their order; anything that can be pickled."""
+        found = [value] * self.size
+        if self.size > 1:
+            distributed.all_gather_object(found, value)
+        return found
 
     def estimate(self, value: float, error: float, count: int) -> tuple[float, float]:
         """A mean and its standard error over all rows, given those over the ``count`` rows of this rank."""

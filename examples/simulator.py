@@ -51,10 +51,10 @@ from torch.distributions import Normal, biject_to, constraints
 from pyro_realnvp import MLP, Chain, Embedded, Flow, StandardLogistic, realnvp_transforms
 
 from common import (
+    Batches,
     Config,
     Metrics,
     add_options,
-    batches_of,
     fail,
     load_checkpoint,
     resolve_device,
@@ -190,7 +190,7 @@ def train(options: argparse.Namespace, config: Config, device: torch.device, met
 
     pairs = torch.cat(sample_pairs(options.simulations, device), -1)
     training, validation = pairs.tensor_split([options.simulations * 9 // 10])
-    batches = batches_of(training, options.batch)
+    batches = Batches(training, options.batch)
 
     def loss() -> Tensor:
         return -flow(*next(batches).chunk(2, -1)).mean()

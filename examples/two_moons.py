@@ -32,10 +32,10 @@ from torch import Tensor, nn
 from pyro_realnvp import MLP, Flow, StandardNormal, realnvp_transforms
 
 from common import (
+    Batches,
     Config,
     Metrics,
     add_options,
-    batches_of,
     fail,
     load_checkpoint,
     resolve_device,
@@ -102,7 +102,7 @@ def train(options: argparse.Namespace, config: Config, device: torch.device, met
 
     points = torch.tensor(make_moons(options.points, noise=NOISE, random_state=options.seed)[0], dtype=torch.float32)
     training, validation = points.to(device).tensor_split([options.points * 4 // 5])  # make_moons has shuffled them
-    batches = batches_of(training, options.batch)
+    batches = Batches(training, options.batch)
 
     def loss() -> Tensor:
         # A little fresh noise, as in a kernel density estimate: without it the flow learns the single points, and

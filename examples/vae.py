@@ -52,11 +52,11 @@ from torch import Tensor, nn
 from pyro_realnvp import MLP, DiagonalNormal, Flow, StandardNormal, realnvp_transforms
 
 from common import (
+    Batches,
     BestState,
     Config,
     Metrics,
     add_options,
-    batches_of,
     cosine_schedule,
     ema_of,
     fit,
@@ -163,7 +163,7 @@ def train(
         groups.append({"params": flows, "lr": options.lr * options.flow_lr, "weight_decay": options.flow_decay})
     optimizer = torch.optim.AdamW(groups, lr=options.lr, weight_decay=options.decay, fused=True)
     scheduler = cosine_schedule(optimizer, options.steps, warmup=200)
-    batches, elbo = batches_of(images.training, options.batch), Trace_ELBO()
+    batches, elbo = Batches(images.training, options.batch), Trace_ELBO()
 
     def loss() -> Tensor:
         x = next(batches)

@@ -86,7 +86,8 @@ class Dequantized(dist.TorchDistribution):
         num_samples: S.
 
     Raises:
-        ValueError: from ``log_prob``, with validation on, if a value is no integer between 0 and levels - 1.
+        ValueError: from ``log_prob``, with validation on, outside of compiled code, if a value is no integer between
+            0 and levels - 1.
     """
 
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
@@ -124,7 +125,7 @@ class Dequantized(dist.TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """A lower bound, in expectation, on the log-probability of integer images (\\*batch, \\*event_shape)."""
-        if self._validate_args:
+        if self._validate_args and not torch.compiler.is_compiling():  # a compiled graph cannot branch on data
             self._check(value)
         k = value.to(_dtype_of(self.density))
         batch = torch.broadcast_shapes(k.shape[: k.dim() - len(self.event_shape)], self.batch_shape)

@@ -1,0 +1,88 @@
+"""How images.py trains: the steps of an optimizer on batches of images, by maximum likelihood or by Pyro's SVI."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import pyro
+import torch
+from pyro.infer import SVI, Trace_ELBO
+from torch import Tensor, distributed
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.lr_scheduler import LambdaLR
+
+from pyro_realnvp import MaskedCoupling
+
+from common import gradient_update
+from image_models import ImageModel
+
+
+def flipped(images: Tensor) -> Tensor:
+    """Each image or, with probability 1/2, its mirror image."""
+    mirrored = torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5
+    return torch.where(mirrored, images.flip(-1), images)
+
+
+def optimizer_of(model: ImageModel, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
+    """Adam; to the loss it adds weight_decay times the sum of the squares of what RealNVP's code decays.
+
+    That is the magnitudes of weight normalization and the scale factors of the checkerboard couplings.
+    """
+    scales = [p for part in model.modules() if isinstance(part, MaskedCoupling) for p in part.transformer.parameters()]
+    decayed = [p for name, p in model.named_parameters() if name.endswith(".norm")] + scales
+    known = {id(p) for p in decayed}
+    groups: list[dict[str, Any]] = [{"params": [p for p in model.parameters() if id(p) not in known]}]
+    if decayed:
+        groups.append({"params": decayed, "weight_decay": 2 * weight_decay})  # Adam's is that of half the square
+    return torch.optim.Adam(groups, lr=learning_rate, fused=True)
+
+
+def mle_update(
+    model: ImageModel,
+    batch: Callable[[], Tensor],
+    optimizer: torch.optim.Optimizer,
+    scheduler: LambdaLR,
+    ema: Any,
+    *,
+    max_norm: float = math.inf,
+    precision: AbstractContextManager[Any] | None = None,
+    compiled: bool = False,
+) -> Callable[[], Tensor]:
+    """Steps of maximum likelihood on the bound of :class:`Dequantized`, in nats an image; of all processes together."""
+    together: Any = DistributedDataParallel(model) if distributed.is_initialized() else model
+    score = torch.compile(together) if compiled else together
+    precision = nullcontext() if precision is None else precision
+
+    def loss() -> Tensor:
+        images = batch()
+        with precision:
+            return -score(images).mean()
+
+    return gradient_update(model, loss, optimizer, scheduler=scheduler, ema=ema, max_norm=max_norm)
+
+
+def svi_update(
+    model: ImageModel, batch: Callable[[], Tensor], learning_rate: float, factor: Callable[[int], float], ema: Any
+) -> Callable[[], float]:
+    """The same steps by stochastic variational inference: a Pyro model that observes images, and nothing to guide."""
+
+    def observe(images: Tensor) -> None:
+        pyro.module("model", model)
+        with pyro.plate("images", len(images)), pyro.poutine.scale(scale=1 / len(images)):
+            pyro.sample("x", model.distribution(), obs=images)
+
+    scheduler = pyro.optim.LambdaLR(
+        {"optimizer": torch.optim.Adam, "optim_args": {"lr": learning_rate, "fused": True}, "lr_lambda": factor}
+    )
+    svi = SVI(observe, lambda images: None, scheduler, Trace_ELBO())
+
+    def update() -> float:
+        loss = svi.step(batch())
+        scheduler.step()
+        ema.update_parameters(model)
+        return loss
+
+    return update
