@@ -117,7 +117,8 @@ def train(args: argparse.Namespace, config: Config, ranks: Ranks) -> None:
         run = Resumable(args.out, args.minutes, options, ranks)
     before = None if run is None else run.load()
     if before is not None and "finished" in before:
-        print(f"{args.out} holds a finished run: {outcome(before['finished'])}; give another --out to start anew.")
+        if ranks.is_first:
+            print(f"{args.out} holds a finished run: {outcome(before['finished'])}; give another --out to start anew.")
         return
     with ranks.first_of_node():
         splits = load_images(args.data, args.root, download=args.download, size=args.size)

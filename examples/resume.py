@@ -2,7 +2,8 @@
 
 The folder of the results then holds ``training.pt``: parameters, averages, optimizer, schedule, random numbers, the
 order of the data, and the options of the run, which must not change. Stopped and resumed, a run takes the very steps
-that it would have taken in one go.
+that it would have taken in one go. What torch.compile has made is kept in ``compiled`` there, so that the next process
+does not begin with minutes of compilation, though it may be on another machine.
 """
 
 from __future__ import annotations
@@ -75,6 +76,7 @@ class Resumable:
         self.path, self.ranks = folder / "training.pt", ranks
         self.run = {**run, "processes": ranks.size}
         self.end = perf_counter() + 60 * minutes
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder.resolve() / "compiled"))
         self.paused = False
 
     def load(self) -> Config | None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pyro_realnvp import ConvNet, Flow, ResNet, StandardNormal, glow_transforms, realnvp_transforms
+from pyro_realnvp import ConvNet, Flow, ResNet, StandardNormal, glow_transforms, realnvp_transforms, rebuild, recompute
 
 import contestants as own
 import peers
@@ -49,6 +49,7 @@ def vectors(*, batch: int, dim: int, hidden: Sequence[int], couplings: int) -> W
         "ours": ours(own.ours),
         "ours-list": ours(own.ours_as_list),
         "ours-compiled": ours(own.ours_compiled),
+        "ours-rebuild": ours(lambda flow, x: own.ours(rebuild(flow), x)),
         "pyro": partial(peers.pyro_coupling, **sizes),
         "zuko": partial(peers.zuko_nice, **sizes),
         "normflows": partial(peers.normflows_coupling, **sizes),
@@ -67,7 +68,15 @@ def realnvp(*, batch: int, size: int, scales: int, hidden: int, blocks: int) -> 
             inputs, outputs, hidden=hidden, blocks=blocks, **options
         )  # the level, with which it would double, is left out
 
-    builds = image_builds(lambda: Flow(StandardNormal(shape), realnvp_transforms(shape, scales=scales, net=net)))
+    def flow(*, packed: bool = False) -> Flow:
+        return Flow(StandardNormal(shape), realnvp_transforms(shape, scales=scales, net=net, packed=packed))
+
+    builds = {
+        **image_builds(flow),
+        "ours-packed": lambda x: own.ours_channels_last(flow(packed=True), x),
+        "ours-packed-bfloat16": lambda x: own.ours_bfloat16(flow(packed=True), x),
+        "ours-recompute": lambda x: own.ours(recompute(flow()), x),
+    }
     return Workload((batch, *shape), builds, {NETWORKS: "ours"})
 
 

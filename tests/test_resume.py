@@ -20,9 +20,10 @@ def images() -> ModuleType:
     return pytest.importorskip("images")
 
 
-@pytest.fixture(scope="module")
-def recipes() -> ModuleType:
-    return pytest.importorskip("recipes")
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run puts what is compiled into its folder, unless it is told where."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
 
 
 def rows(out: Path) -> list[dict]:
