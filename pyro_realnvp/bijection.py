@@ -42,7 +42,9 @@ transform_to.register(_Finite, lambda constraint: identity_transform)
 
 def sum_rightmost(value: Tensor, ndim: int) -> Tensor:
     """Sums the last ``ndim`` dimensions of ``value``."""
-    return value.flatten(-ndim).sum(-1) if ndim else value
+    if ndim > 1:
+        value = value.flatten(-ndim)
+    return value.sum(-1) if ndim else value
 
 
 class Bijection(TransformModule, ConditionalTransform):

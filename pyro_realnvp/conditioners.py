@@ -125,7 +125,8 @@ class MLP(Conditioner):
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         if x.shape[-1] != self.in_channels:
             raise ValueError(f"MLP maps vectors of length {self.in_channels}, but got a tensor of {tuple(x.shape)}.")
-        context = self.expanded(context, x.shape[:-1])
+        if context is not None or self.context_shape is not None:
+            context = self.expanded(context, x.shape[:-1])
         if context is not None:
             x = torch.cat([x, context.flatten(x.dim() - 1)], -1)
         if not self.skip:

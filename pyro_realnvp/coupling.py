@@ -34,7 +34,8 @@ def _theta(conditioner: Any, x: Tensor, context: Tensor | None, channels: int, d
             f"A coupling needs {channels} parameters at every place, but its conditioner {type(conditioner).__name__} "
             f"gave {params.shape[dim]}."
         )
-    return params.to(x.dtype)  # under autocast the map is computed in the precision of x, or it would not be inverted
+    # Under autocast the map is computed in the precision of x, or it would not be inverted.
+    return params if params.dtype == x.dtype else params.to(x.dtype)
 
 
 def _applied(transformer: Transformer, inverse: bool) -> Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]:
@@ -46,22 +47,29 @@ class _Coupling(Reversible):
 
     recomputes = False
 
-    def __init__(self, event_shape: Sequence[int], conditioner: nn.Module | None, transformer: Transformer) -> None:
+    def __init__(
+        self, event_shape: Sequence[int], conditioner: nn.Module | None, transformer: Transformer, *, changed: int
+    ) -> None:
         super().__init__(event_shape)
         self.conditioner = conditioner
         self.transformer = transformer
+        self._dim = -len(event_shape)  # of the channels
+        self._channels = transformer.num_parameters * changed
 
     @property
     def context_shape(self) -> Size | None:
         return getattr(self.conditioner, "context_shape", None)
 
     @abstractmethod
-    def _params(self, x: Tensor, context: Tensor | None) -> Tensor:
-        """theta, which depends on the unchanged part of x alone, and so is the same for x and y."""
+    def _parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What the network reads, which is the same for x and y, and what g moves."""
 
     @abstractmethod
-    def _moved(self, x: Tensor, params: Tensor, *, inverse: bool) -> tuple[Tensor, Tensor]:
-        """x with its other part moved by g or its inverse, and the log-determinant."""
+    def _moved(self, read: Tensor, moved: Tensor, params: Tensor, *, inverse: bool) -> tuple[Tensor, Tensor]:
+        """The parts put together again, after g or its inverse, and the log-determinant."""
+
+    def _params(self, read: Tensor, context: Tensor | None) -> Tensor:
+        return _theta(self.conditioner, read, context, self._channels, self._dim)
 
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return self._computed(self._forward, x, context)
@@ -75,12 +83,14 @@ class _Coupling(Reversible):
         return function(x, context)
 
     def _forward(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        return self._moved(x, self._params(x, context), inverse=False)
+        read, moved = self._parts(x)
+        return self._moved(read, moved, self._params(read, context), inverse=False)
 
     def _backward(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        read, moved = self._parts(y)
         with hold_statistics():
-            params = self._params(y, context)
-        return self._moved(y, params, inverse=True)
+            params = self._params(read, context)
+        return self._moved(read, moved, params, inverse=True)
 
     @property
     def is_reversible(self) -> bool:
@@ -90,11 +100,11 @@ class _Coupling(Reversible):
         # One evaluation of the network, since it sees the same in x and in y; so theta is what it was, to the last bit.
         unchanged = y.detach().requires_grad_()
         with hold_statistics() if inverse else nullcontext():
-            params = self._params(unchanged, context)
+            params = self._params(self._parts(unchanged)[0], context)
         with torch.no_grad():
-            x = self._moved(y, params, inverse=not inverse)[0]
+            x = self._moved(*self._parts(y), params, inverse=not inverse)[0]
         leaf = x.detach().requires_grad_()
-        return Retraced(x, (unchanged, leaf), *self._moved(leaf, params, inverse=inverse))
+        return Retraced(x, (unchanged, leaf), *self._moved(*self._parts(leaf), params, inverse=inverse))
 
 
 class MaskedCoupling(_Coupling):
@@ -121,16 +131,15 @@ class MaskedCoupling(_Coupling):
             raise ValueError(
                 f"MaskedCoupling needs a mask with both True and False, but got {mask.sum()} of {mask.numel()} True."
             )
-        super().__init__(mask.shape, conditioner, transformer)
+        super().__init__(mask.shape, conditioner, transformer, changed=mask.shape[0])
         self.register_buffer("mask", mask, persistent=False)
-        self._channels = transformer.num_parameters * mask.shape[0]
 
-    def _params(self, x: Tensor, context: Tensor | None) -> Tensor:
-        return _theta(self.conditioner, torch.where(self.mask, x, 0), context, self._channels, -self.mask.dim())
+    def _parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.where(self.mask, x, 0), x
 
-    def _moved(self, x: Tensor, params: Tensor, *, inverse: bool) -> tuple[Tensor, Tensor]:
-        y, log_det = _applied(self.transformer, inverse)(x, params, -self.mask.dim())
-        return torch.where(self.mask, x, y), sum_rightmost(torch.where(self.mask, 0, log_det), self.mask.dim())
+    def _moved(self, read: Tensor, moved: Tensor, params: Tensor, *, inverse: bool) -> tuple[Tensor, Tensor]:
+        y, log_det = _applied(self.transformer, inverse)(moved, params, self._dim)
+        return torch.where(self.mask, moved, y), sum_rightmost(torch.where(self.mask, 0, log_det), -self._dim)
 
 
 class SplitCoupling(_Coupling):
@@ -156,27 +165,17 @@ class SplitCoupling(_Coupling):
             raise ValueError(f"SplitCoupling needs an even number of channels, but got {tuple(event_shape)}.")
         if channels < 2:
             raise ValueError(f"SplitCoupling needs two channels or more, but got event shape {tuple(event_shape)}.")
-        super().__init__(event_shape, conditioner, transformer)
         self.swap = swap
         self.sizes = (channels - channels // 2, channels // 2)
-        self._channels = transformer.num_parameters * self.sizes[0 if swap else 1]
+        super().__init__(event_shape, conditioner, transformer, changed=self.sizes[0 if swap else 1])
 
-    def _params(self, x: Tensor, context: Tensor | None) -> Tensor:
-        dim = -len(self.event_shape)
-        return _theta(self.conditioner, self._split(x, dim)[0], context, self._channels, dim)
-
-    def _moved(self, x: Tensor, params: Tensor, *, inverse: bool) -> tuple[Tensor, Tensor]:
-        dim = -len(self.event_shape)
-        kept, x2 = self._split(x, dim)
-        y2, log_det = _applied(self.transformer, inverse)(x2, params, dim)
-        return self._merge(kept, y2, dim), sum_rightmost(log_det, -dim)
-
-    def _split(self, x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-        first, second = x.split(self.sizes, dim)
+    def _parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        first, second = x.split_with_sizes(self.sizes, self._dim)
         return (second, first) if self.swap else (first, second)
 
-    def _merge(self, kept: Tensor, changed: Tensor, dim: int) -> Tensor:
-        return torch.cat((changed, kept) if self.swap else (kept, changed), dim)
+    def _moved(self, read: Tensor, moved: Tensor, params: Tensor, *, inverse: bool) -> tuple[Tensor, Tensor]:
+        y, log_det = _applied(self.transformer, inverse)(moved, params, self._dim)
+        return torch.cat((y, read) if self.swap else (read, y), self._dim), sum_rightmost(log_det, -self._dim)
 
     def extra_repr(self) -> str:
         return super().extra_repr() + (", swap=True" if self.swap else "")
@@ -197,23 +196,22 @@ class Elementwise(_Coupling):
     def __init__(
         self, event_shape: Sequence[int], transformer: Transformer, conditioner: nn.Module | None = None
     ) -> None:
-        super().__init__(event_shape, conditioner, transformer)
-        count = transformer.num_parameters * event_shape[0]
-        self.theta = nn.Parameter(torch.zeros(count, *event_shape[1:])) if conditioner is None else None
+        super().__init__(event_shape, conditioner, transformer, changed=event_shape[0])
+        self.theta = nn.Parameter(torch.zeros(self._channels, *event_shape[1:])) if conditioner is None else None
 
-    def _params(self, x: Tensor, context: Tensor | None) -> Tensor:
-        if self.conditioner is not None:
-            dim = -len(self.event_shape)
-            channels = self.transformer.num_parameters * self.event_shape[0]
-            return _theta(self.conditioner, x.narrow(dim, 0, 0), context, channels, dim)
+    def _parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x.narrow(self._dim, 0, 0), x
+
+    def _params(self, read: Tensor, context: Tensor | None) -> Tensor:
+        if self.theta is None:
+            return super()._params(read, context)
         if context is not None:
             raise ValueError(
                 f"Elementwise was built without a context, but got one of shape {tuple(context.shape)}; "
                 f"pass context_dim or context_shape when building."
             )
-        return self.theta  # type: ignore[return-value]
+        return self.theta
 
-    def _moved(self, x: Tensor, params: Tensor, *, inverse: bool) -> tuple[Tensor, Tensor]:
-        dim = -len(self.event_shape)
-        y, log_det = _applied(self.transformer, inverse)(x, params, dim)
-        return y, sum_rightmost(log_det.expand_as(y), -dim)
+    def _moved(self, read: Tensor, moved: Tensor, params: Tensor, *, inverse: bool) -> tuple[Tensor, Tensor]:
+        y, log_det = _applied(self.transformer, inverse)(moved, params, self._dim)
+        return y, sum_rightmost(log_det.expand_as(y), -self._dim)

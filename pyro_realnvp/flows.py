@@ -142,9 +142,11 @@ class Flow(nn.Module):
         return self.base(context).log_prob(z) + log_det
 
     def _given(self, context: Tensor | None) -> Bijection:
+        if context is None:
+            return self.transforms
         # Where only the base depends on the context, the transforms do not see it.
         of_base_alone = self.transforms.context_shape is None and getattr(self.base, "context_shape", None) is not None
-        return self.transforms if context is None or of_base_alone else self.transforms.condition(context)
+        return self.transforms if of_base_alone else self.transforms.condition(context)
 
     def _refuse_outside_support(self, x: Tensor) -> None:
         constraint = self.transforms.codomain
@@ -209,9 +211,7 @@ class Flow(nn.Module):
             z = each.icdf(low + (high - low) * torch.rand_like(z))
         if temperature != 1.0:
             z = base.mean + temperature * (z - base.mean)
-        for transform in distribution.transforms:
-            z = transform(z)
-        return z
+        return self._given(context).forward_and_log_det(z)[0]  # not through the distribution, which would remember it
 
     @torch.no_grad()
     def initialize(self, x: Tensor, context: Tensor | None = None) -> None:

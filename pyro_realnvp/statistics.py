@@ -6,23 +6,23 @@ computed before, happen inside :func:`hold_statistics`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 __all__ = ["hold_statistics", "statistics_are_held"]
 
 _held = False
 
 
-@contextmanager
-def hold_statistics() -> Iterator[None]:
+class hold_statistics:  # noqa: N801  # a context manager, of a class since the generator of contextlib is slower
     """Inside, layers in training mode use batch statistics but do not remember them."""
-    global _held
-    before, _held = _held, True
-    try:
-        yield
-    finally:
-        _held = before
+
+    __slots__ = ("_before",)
+
+    def __enter__(self) -> None:
+        global _held
+        self._before, _held = _held, True
+
+    def __exit__(self, *exception: object) -> None:
+        global _held
+        _held = self._before
 
 
 def statistics_are_held() -> bool:
