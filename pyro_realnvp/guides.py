@@ -44,7 +44,7 @@ _copies = itertools.count(1)
 
 
 # The skip keeps log-weights tame far out, where no draw has been; too strong a one hinders what is curved, as a banana.
-_net = partial(MLP, hidden=(64, 64), gain=0.25, skip=0.1)
+_net = partial(MLP, hidden=(64, 64), gain=0.25, skip=0.3)
 
 
 def default_transforms(dim: int) -> list[Bijection]:
@@ -91,7 +91,7 @@ class AutoRealNVP(AutoContinuous):
         model: a Pyro model with continuous latents.
         transforms: builds the flow: maps D to transforms latent -> data of events (D,), as the builders of this
             package do. By default eight couplings with networks
-            ``partial(MLP, hidden=(64, 64), gain=0.25, skip=0.1)``, the coordinates shuffled after every second; for
+            ``partial(MLP, hidden=(64, 64), gain=0.25, skip=0.3)``, the coordinates shuffled after every second; for
             several modes or heavy tails, ``flowpp_transforms``.
         init_loc_fn: a per-site function from ``pyro.infer.autoguide.initialization``; ``init_to_median`` by default.
         init_scale: standard deviation of every unconstrained latent at the start; 0.1 by default.
