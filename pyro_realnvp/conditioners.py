@@ -86,8 +86,10 @@ class MLP(Conditioner):
         in_channels, out_channels: length of the vectors that come in and go out.
         hidden: widths of the hidden layers.
         activation: constructor of the activation.
-        skip: lets the last layer read the input too, next to the last hidden layer. Far out, where the data are few, a
-            parameter that is linear in the input then stays so.
+        gain: multiplies the last hidden layer before the last layer reads it. Optimisers like Adam move all weights at
+            one speed, and so the sum of many features fast; a gain below 1 slows it down.
+        skip: multiplies the input, which the last layer then reads too; 0 for a network without. Far out, where data
+            are few, what is linear in the input stays so.
         context_dim, context_shape: of the context, concatenated (a map: flattened) to the input.
         mask, level: taken and ignored; networks on images use them.
 
@@ -103,14 +105,15 @@ class MLP(Conditioner):
         *,
         hidden: Sequence[int] = (128, 128),
         activation: Callable[[], nn.Module] = nn.SiLU,
-        skip: bool = False,
+        gain: float = 1.0,
+        skip: float = 0.0,
         context_dim: int = 0,
         context_shape: Sequence[int] | None = None,
         mask: Tensor | None = None,
         level: int = 0,
     ) -> None:
         super().__init__(context_dim, context_shape)
-        self.in_channels, self.skip = in_channels, skip and len(hidden) > 0
+        self.in_channels, self.gain, self.skip = in_channels, gain, skip
         width = in_channels + (math.prod(self.context_shape) if self.context_shape else 0)
         entering = width
         layers: list[nn.Module] = []
@@ -129,13 +132,13 @@ class MLP(Conditioner):
             context = self.expanded(context, x.shape[:-1])
         if context is not None:
             x = torch.cat([x, context.flatten(x.dim() - 1)], -1)
-        if not self.skip:
+        if self.gain == 1 and not self.skip:
             return self.layers(x)
         *body, last = self.layers
         h = x
         for layer in body:
             h = layer(h)
-        return last(torch.cat([h, x], -1))
+        return last(torch.cat([self.gain * h, self.skip * x], -1) if self.skip else self.gain * h)
 
 
 class _WeightNormConv2d(nn.Module):

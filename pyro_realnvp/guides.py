@@ -43,6 +43,10 @@ _registered = WeakTensorKeyDictionary()
 _copies = itertools.count(1)
 
 
+# The skip keeps log-weights tame far out, where no draw has been; too strong a one hinders what is curved, as a banana.
+_net = partial(MLP, hidden=(64, 64), gain=0.25, skip=0.3)
+
+
 def default_transforms(dim: int) -> list[Bijection]:
     """Four pairs of couplings with small networks, and the coordinates shuffled between the pairs.
 
@@ -56,7 +60,7 @@ def default_transforms(dim: int) -> list[Bijection]:
     for _ in range(4):
         if layers:
             layers.append(Permute((dim,), shuffled))
-        layers += realnvp_transforms(dim, couplings=2, net=partial(MLP, hidden=(64, 64), skip=True))
+        layers += realnvp_transforms(dim, couplings=2, net=_net)
     return layers
 
 
@@ -86,8 +90,9 @@ class AutoRealNVP(AutoContinuous):
     Args:
         model: a Pyro model with continuous latents.
         transforms: builds the flow: maps D to transforms latent -> data of events (D,), as the builders of this
-            package do. By default eight couplings with networks ``partial(MLP, hidden=(64, 64), skip=True)`` and the
-            coordinates shuffled after every second one; for several modes or heavy tails, ``flowpp_transforms``.
+            package do. By default eight couplings with networks
+            ``partial(MLP, hidden=(64, 64), gain=0.25, skip=0.3)``, the coordinates shuffled after every second; for
+            several modes or heavy tails, ``flowpp_transforms``.
         init_loc_fn: a per-site function from ``pyro.infer.autoguide.initialization``; ``init_to_median`` by default.
         init_scale: standard deviation of every unconstrained latent at the start; 0.1 by default.
         name: of the guide, and of its parameters in Pyro's global store. Guides of one process whose parameters are

@@ -24,28 +24,29 @@ def test_mlp_without_hidden_layers():
 
 
 @pytest.mark.parametrize("context_dim", [0, 2])
-def test_mlp_with_a_skip_adds_a_linear_map_of_all_that_it_reads(context_dim):
+def test_gain_and_skip_of_an_mlp(context_dim):
     torch.manual_seed(0)
     plain = MLP(3, 4, hidden=(5, 6), context_dim=context_dim)
-    net = MLP(3, 4, hidden=(5, 6), context_dim=context_dim, skip=True)
+    nn.init.normal_(plain.layers[-1].weight)
+    net = MLP(3, 4, hidden=(5, 6), context_dim=context_dim, gain=0.5, skip=0.2)
     context = torch.randn(2, 7, context_dim) if context_dim else None
     x = torch.randn(2, 7, 3)
     assert not net(x, context).any()
-    *body, last = zip(plain.layers, net.layers, strict=True)
-    for ours, theirs in body:
-        theirs.load_state_dict(ours.state_dict())
-    nn.init.normal_(last[0].weight)
     linear = torch.randn(4, 3 + context_dim)
+    for ours, theirs in zip(plain.layers[:-1], net.layers[:-1], strict=True):
+        theirs.load_state_dict(ours.state_dict())
     with torch.no_grad():
-        last[1].weight.copy_(torch.cat([last[0].weight, linear], 1))
+        net.layers[-1].weight.copy_(torch.cat([plain.layers[-1].weight, linear], 1))
     read = x if context is None else torch.cat([x, context], -1)
-    torch.testing.assert_close(net(x, context), plain(x, context) + read @ linear.T)
+    torch.testing.assert_close(net(x, context), 0.5 * plain(x, context) + 0.2 * read @ linear.T)
 
 
-def test_a_skip_needs_something_to_skip():
-    net = MLP(3, 4, hidden=(), skip=True)
-    assert sum(p.numel() for p in net.parameters()) == 3 * 4 + 4
-    assert net(torch.randn(2, 3)).shape == (2, 4)
+def test_a_gain_without_a_skip():
+    torch.manual_seed(0)
+    net = MLP(3, 4, hidden=(5,), gain=0.5)
+    nn.init.normal_(net.layers[-1].weight)
+    x = torch.randn(2, 3)
+    torch.testing.assert_close(net(x), 0.5 * net.layers(x))
 
 
 @pytest.mark.parametrize("batch", [(), (2,), (2, 3), (0,)])

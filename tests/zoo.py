@@ -325,7 +325,9 @@ ZOO = {
     "realnvp-default": lambda: Chain(realnvp_transforms(3)),
     "realnvp-odd": lambda: Chain(realnvp_transforms(7, couplings=3, net=mlp)),
     "realnvp-context": lambda: Chain(realnvp_transforms(4, couplings=3, net=mlp, context_dim=2)),
-    "realnvp-skip": lambda: Chain(realnvp_transforms(5, couplings=2, net=partial(mlp, skip=True), context_dim=2)),
+    "realnvp-skip": lambda: Chain(
+        realnvp_transforms(5, couplings=2, net=partial(mlp, gain=0.5, skip=0.2), context_dim=2)
+    ),
     "guide": lambda: Chain(default_transforms(5)),
     "realnvp-image": lambda: prime(Chain(realnvp_transforms((1, 4, 4), net=resnet))),
     "realnvp-image-1-scale": lambda: prime(Chain(realnvp_transforms((3, 3, 2), scales=1, net=resnet))),
