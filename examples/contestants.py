@@ -217,32 +217,14 @@ def ours_as_list(flow: Flow, x: Tensor) -> Contestant:
 
 
 def ours_channels_last(flow: Flow, x: Tensor) -> Contestant:
-    flow.to(x.device, memory_format=torch.channels_last).initialize(x)
-
-    def log_prob(x: Tensor) -> Tensor:
-        return flow(x.contiguous(memory_format=torch.channels_last))
-
-    return density(flow, log_prob, lambda count: flow.sample((count,)), pair_of(flow))
+    return ours(flow.to(memory_format=torch.channels_last), x)
 
 
 def ours_bfloat16(flow: Flow, x: Tensor) -> Contestant:
     """Channels last, and the networks in bfloat16 under autocast; affine maps and log-determinants stay float32."""
-    plain = ours_channels_last(flow, x)
+    ours_channels_last(flow, x)
     mixed = torch.autocast(x.device.type, torch.bfloat16)
-
-    def log_prob(x: Tensor) -> Tensor:
-        with mixed:
-            return flow(x.contiguous(memory_format=torch.channels_last))
-
-    def sample(count: int) -> Tensor:
-        with mixed:
-            return flow.sample((count,))
-
-    def pair(count: int) -> tuple[Tensor, Tensor]:
-        with mixed:
-            return pair_of(flow)(count)
-
-    return density(plain.module, log_prob, sample, pair)
+    return density(flow, mixed(flow), mixed(lambda n: flow.sample((n,))), mixed(pair_of(flow)))
 
 
 def vector_flow(x: Tensor, hidden: Sequence[int], couplings: int) -> Flow:

@@ -19,7 +19,7 @@ import benchmark
 
 PACKAGES = {"zuko": "zuko", "normflows": "normflows", "nflows": "nflows", "freia": "FrEIA"}
 KINDS = ["forward + backward", "training step", "log_prob", "sample", "rsample, log_prob"]
-VECTORS = ["bare-loop", "ours", "ours-list", "pyro", *PACKAGES]
+VECTORS = ["bare-loop", "ours", "ours-list", "ours-rebuild", "pyro", *PACKAGES]
 IMAGES = ["ours", "ours-channels-last", "ours-bfloat16"]
 STEPS = ["ours", "elbo-module", "svi-step-fused", "svi-step"]
 TINY = ["--tiny", "--rounds", "1", "--warmup", "0", "--device", "cpu"]
@@ -110,7 +110,8 @@ def test_densities_integrate_to_one(make: Callable[..., Any], name: str) -> None
     assert log_p.exp().sum() * 0.1**2 == pytest.approx(1, abs=1e-3)
 
 
-PAIRS = [("vector-64", name) for name in VECTORS] + [("realnvp", name) for name in IMAGES[:2]]
+PAIRS = [("vector-64", name) for name in VECTORS]
+PAIRS += [("realnvp", name) for name in (*IMAGES[:2], "ours-packed", "ours-recompute")]
 PAIRS += [("glow", name) for name in (*IMAGES[:2], "normflows", "nflows")]
 
 
