@@ -47,6 +47,11 @@ class ChannelNorm(nn.Module):
         shift, scale = (value.reshape(shape).to(x.dtype) for value in (self.shift, self.log_scale.exp()))
         return (x - shift) * scale
 
+    def scale_and_shift(self) -> tuple[Tensor, Tensor]:
+        """The same map as x scale + shift, which a layer before it can take into its weights."""
+        scale = self.log_scale.exp()
+        return scale, -self.shift * scale
+
     def initialize_once(self, x: Tensor) -> None:
         if self.training and not self._is_initialized and not statistics_are_held():
             self.initialize(x)

@@ -10,26 +10,31 @@ from torch.nn import functional as F
 
 from .channel_norm import ChannelNorm
 from .conditioners import Conditioner
+from .precision import full_precision
 
 __all__ = ["ConvNet", "ZeroConv"]
 
 
 class _EdgeConv2d(nn.Module):
-    """A 3x3 convolution that sees where the image ends: one more input channel is 1 on the padding, 0 elsewhere.
+    """A 3x3 convolution, times ``scale`` and plus ``shift`` for every output channel, that sees where the image ends.
 
-    That channel does not depend on the image, so its part is one map that is added, and no wider image is made.
+    One more input channel is 1 on the padding, 0 elsewhere. It does not depend on the image, so its part is one map
+    that is added, and no wider image is made. The scale goes into the weights and the shift into that map: another pass
+    over the output would take as long as a good part of the convolution.
     """
 
     def __init__(self, in_channels: int, out_channels: int, std: float) -> None:
         super().__init__()
         self.weight = nn.Parameter(std * torch.randn(out_channels, in_channels + 1, 3, 3))
 
-    def forward(self, x: Tensor) -> Tensor:
-        border = F.pad(x.new_zeros(1, 1, *x.shape[-2:]), (1, 1, 1, 1), value=1.0)
-        edge = F.conv2d(border, self.weight[:, -1:])
+    def forward(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        weight = self.weight * scale[:, None, None, None]
+        border = F.pad(weight.new_zeros(1, 1, *x.shape[-2:]), (1, 1, 1, 1), value=1.0)
+        with full_precision(x):  # one small map, so that shift is rounded once, with the sum
+            edge = F.conv2d(border, weight[:, -1:], shift)
         if x.shape[1] == 0:  # only the edge to see
             return edge.expand(x.shape[0], *edge.shape[1:])
-        return F.conv2d(x, self.weight[:, :-1], padding=1) + edge
+        return F.conv2d(x, weight[:, :-1], padding=1).add_(edge)
 
 
 class ZeroConv(Conditioner):
@@ -62,10 +67,10 @@ class ZeroConv(Conditioner):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         x, context, batch = self.flattened(x, context)
-        out = self.conv(x) + self.bias[:, None, None]
+        gain = (3 * self.gain).exp()
+        out = self.conv(x, gain, self.bias * gain)
         if context is not None and self.context_in is not None:
-            out = out + self.context_in(context)[..., None, None]
-        out = out * (3 * self.gain).exp()[:, None, None]
+            out = out + (self.context_in(context) * gain)[..., None, None]
         return out.reshape(*batch, *out.shape[1:])
 
 
@@ -111,9 +116,24 @@ class ConvNet(Conditioner):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         x, context, batch = self.flattened(x, context)
-        h = self.norm1(self.conv1(x))
+        added = None
         if context is not None and self.context_in is not None:
-            h = h + self.context_in(context)[..., None, None]
-        h = self.norm2(F.conv2d(h.relu(), self.conv2)).relu()
+            added = self.context_in(context)[..., None, None]
+        if not (self.norm1.is_fixed and self.norm2.is_fixed):
+            self._initialize_once(x, added)
+        h = self._first(x, added)
+        scale, shift = self.norm2.scale_and_shift()
+        h = F.conv2d(h, self.conv2 * scale[:, None, None, None], shift).relu_()
         out = self.conv3(h)
         return out.reshape(*batch, *out.shape[1:])
+
+    def _first(self, x: Tensor, added: Tensor | None) -> Tensor:
+        h = self.conv1(x, *self.norm1.scale_and_shift())
+        return (h if added is None else h + added).relu_()
+
+    @torch.no_grad()
+    def _initialize_once(self, x: Tensor, added: Tensor | None) -> None:
+        """The one time that what comes before a norm is needed by itself."""
+        one = torch.ones_like(self.norm1.shift)
+        self.norm1.initialize_once(self.conv1(x, one, 0 * one))
+        self.norm2.initialize_once(F.conv2d(self._first(x, added), self.conv2))
