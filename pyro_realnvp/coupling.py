@@ -177,6 +177,24 @@ class SplitCoupling(_Coupling):
         y, log_det = _applied(self.transformer, inverse)(moved, params, self._dim)
         return torch.cat((y, read) if self.swap else (read, y), self._dim), sum_rightmost(log_det, -self._dim)
 
+    def move(
+        self, first: Tensor, second: Tensor, context: Tensor | None, *, inverse: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The two parts of y and the log-determinant, given those of x; with ``inverse`` the other way round.
+
+        What :class:`~pyro_realnvp.Chain` calls, so that neighbours with the same parts neither merge nor split them.
+        """
+        read, moved = (second, first) if self.swap else (first, second)
+        if inverse:
+            with hold_statistics():
+                params = self._params(read, context)
+            moved, log_det = self.transformer.inverse_and_log_det(moved, params, self._dim)
+        else:
+            params = self._params(read, context)
+            moved, log_det = self.transformer.forward_and_log_det(moved, params, self._dim)
+        log_det = sum_rightmost(log_det, -self._dim)
+        return (moved, read, log_det) if self.swap else (read, moved, log_det)
+
     def extra_repr(self) -> str:
         return super().extra_repr() + (", swap=True" if self.swap else "")
 
