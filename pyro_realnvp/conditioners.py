@@ -132,13 +132,13 @@ class MLP(Conditioner):
             context = self.expanded(context, x.shape[:-1])
         if context is not None:
             x = torch.cat([x, context.flatten(x.dim() - 1)], -1)
-        if self.gain == 1 and not self.skip:
-            return self.layers(x)
         *body, last = self.layers
         h = x
         for layer in body:
             h = layer(h)
-        return last(torch.cat([self.gain * h, self.skip * x], -1) if self.skip else self.gain * h)
+        if self.gain != 1:
+            h = self.gain * h
+        return last(torch.cat([h, self.skip * x], -1) if self.skip else h)
 
 
 class _WeightNormConv2d(nn.Module):
