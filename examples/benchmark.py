@@ -197,7 +197,7 @@ def measure(name: str, workload: Workload, options: argparse.Namespace, device: 
     set_seed(options.seed)
     torch.compiler.reset()  # or the graphs of one workload count against the limit for the next
     data = torch.randn(workload.shape, device=device)
-    field = assemble(workload, data, set(options.only), options.seed)
+    field = assemble(workload, data, options.contestants, options.seed)
     floor_of = {of: floor for floor, of in workload.floors.items()}
 
     rows: list[Row] = []
@@ -277,6 +277,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
     everything = workloads(tiny=options.tiny)
     contestants = {who for workload in everything.values() for who in workload.builds}
+    options.contestants = contestants & {*options.only}
     for unknown in set(options.only) - contestants - everything.keys():
         fail(f"--only knows {', '.join([*everything, *sorted(contestants)])}, but got {unknown}.")
     if options.rounds < 1:

@@ -18,9 +18,10 @@ __all__ = ["ConvNet", "ZeroConv"]
 class _EdgeConv2d(nn.Module):
     """A 3x3 convolution, times ``scale`` and plus ``shift`` for every output channel, that sees where the image ends.
 
-    One more input channel is 1 on the padding, 0 elsewhere. It does not depend on the image, so its part is one map
-    that is added, and no wider image is made. The scale goes into the weights and the shift into that map: another pass
-    over the output would take as long as a good part of the convolution.
+    One more input channel is 1 on the padding, 0 elsewhere. Where few channels come in, it is put beside them. Where
+    few go out, its part, one map that does not depend on the image, is added to them: a wide image is never copied.
+    Scale and shift go into weights, bias and map, since a pass over a wide output would take as long as half of the
+    convolution.
     """
 
     def __init__(self, in_channels: int, out_channels: int, std: float) -> None:
@@ -30,6 +31,10 @@ class _EdgeConv2d(nn.Module):
     def forward(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         weight = self.weight * scale[:, None, None, None]
         border = F.pad(weight.new_zeros(1, 1, *x.shape[-2:]), (1, 1, 1, 1), value=1.0)
+        if 0 < x.shape[1] < len(weight):
+            wider = F.pad(x, (1, 1, 1, 1, 0, 1))  # unlike cat, it keeps to channels_last
+            wider[:, -1:] = border
+            return F.conv2d(wider, weight, shift)
         with full_precision(x):  # one small map, so that shift is rounded once, with the sum
             edge = F.conv2d(border, weight[:, -1:], shift)
         if x.shape[1] == 0:  # only the edge to see

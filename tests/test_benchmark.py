@@ -232,6 +232,13 @@ def test_a_missing_library_is_left_out(
     assert (tmp_path / "benchmark.csv").read_text().count(name) == 0
 
 
+def test_only_a_workload_has_all_its_contestants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark, "draw", lambda *_: None)
+    benchmark.main([*TINY, "--out", str(tmp_path), "--only", "svi"])
+    with (tmp_path / "benchmark.csv").open() as file:
+        assert {row["contestant"] for row in csv.DictReader(file)} == {"networks", "bare-loop", *STEPS}
+
+
 def test_zuko_leaves_validation_as_it_was(make: Callable[..., Any]) -> None:
     make("vector-64", "zuko")
     with pytest.raises(ValueError, match="Expected parameter scale"):
