@@ -169,7 +169,7 @@ class Flow(nn.Module):
         constraint = self.transforms.codomain
         while isinstance(constraint, constraints.independent):
             constraint = constraint.base_constraint  # elementwise, which works for an empty batch too
-        if constraint is finite and math.isfinite(x.sum()):  # a sum is not, if a term is not
+        if constraint is finite and math.isfinite(x.detach().sum()):  # a sum is not, if a term is not
             return
         inside = constraint.check(x)
         if not inside.all():
