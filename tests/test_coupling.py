@@ -8,6 +8,7 @@ from pyro_realnvp import (
     MLP,
     Additive,
     Affine,
+    Chain,
     Elementwise,
     MaskedCoupling,
     SplitCoupling,
@@ -124,3 +125,15 @@ def test_elementwise_starts_as_the_identity_and_refuses_a_context():
         f.forward_and_log_det(x, torch.randn(2))
     with pytest.raises(ValueError, match="got none"):
         Elementwise((3,), Affine(), mlp(0, 6, context_dim=2))(x)
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_going_back_in_training_mode_moves_no_statistics_of_the_networks(wrapped):
+    coupling = split((4, 2, 2))
+    f = (Chain([coupling]) if wrapped else coupling).train()
+    before = {name: value.clone() for name, value in f.named_buffers()}
+    x = torch.randn(8, 4, 2, 2)
+    f.inverse_and_log_det(x)
+    assert all(torch.equal(value, before[name]) for name, value in f.named_buffers())
+    f.forward_and_log_det(x)
+    assert not all(torch.equal(value, before[name]) for name, value in f.named_buffers())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 from pathlib import Path
@@ -10,8 +11,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 import two_moons as moons
+from common import Metrics, train_density
 
 TINY = ["--steps", "6", "--interval", "2", "--batch", "16", "--couplings", "2", "--hidden", "8", "--device", "cpu"]
 
@@ -180,3 +183,20 @@ def test_bad_options(tmp_path: Path) -> None:
         moons.main([*TINY, "--points", "-5", "--out", str(tmp_path)])
     with pytest.raises(SystemExit, match="The loss became"):
         moons.main([*TINY, "--lr", "1e30", "--out", str(tmp_path)])
+
+
+def test_with_validation_the_best_average_is_kept(tmp_path: Path) -> None:
+    """The loss on other data rises from the first interval on, while training goes on."""
+    model = nn.Linear(1, 1, bias=False)
+    options = argparse.Namespace(ema=0.5, lr=0.1, steps=12, interval=3, patience=10)
+    seen: list[float] = []
+
+    def validate(average: nn.Module) -> torch.Tensor:
+        seen.append(average.weight.item())
+        return average.weight.detach().sum()
+
+    best = train_density(model, lambda: -model.weight.sum(), options, Metrics(tmp_path), validate=validate)
+    assert len(seen) == 4
+    assert seen == sorted(seen)
+    assert seen[0] < seen[-1]
+    assert best.weight.item() == seen[0]

@@ -317,6 +317,7 @@ ZOO = {
     "logit-0": lambda: Logit(0.0),
     "own-layer": lambda: Sinh(3),
     "own-layer-context": lambda: SumOfContext(3, 2),
+    "chain-splits-of-two-kinds": lambda: Chain([split((4, 2, 2)), split((2,)), split((4, 2, 2), swap=True)], (4, 2, 2)),
     "chain-standardized": lambda: Chain([split((3,)), Elementwise((3,), Affine(nn.Identity())), ZOO["standardized"]()]),
     # builders
     "realnvp-1": lambda: Chain(realnvp_transforms(1)),
