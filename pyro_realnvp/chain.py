@@ -137,7 +137,7 @@ class Chain(Bijection):
 class _Event:
     """An event on its way: whole, or in the two parts between which split couplings work, until something else comes.
 
-    Merging the parts behind every coupling, to split them again in the next, took a tenth of the time of a flow of
+    Merging the parts behind every coupling, to split them again in the next, took a twentieth of a training step of
     small networks, and kept both parts for backward where one is needed.
     """
 

@@ -20,8 +20,7 @@ class _EdgeConv2d(nn.Module):
 
     One more input channel is 1 on the padding, 0 elsewhere. Where few channels come in, it is put beside them. Where
     few go out, its part, one map that does not depend on the image, is added to them: a wide image is never copied.
-    Scale and shift go into weights, bias and map, since a pass over a wide output would take as long as half of the
-    convolution.
+    Scale and shift go into weights, bias and map, which saves passes over a wide output.
     """
 
     def __init__(self, in_channels: int, out_channels: int, std: float) -> None:

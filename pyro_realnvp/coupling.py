@@ -24,6 +24,7 @@ from .transformers import Transformer
 
 __all__ = ["Elementwise", "MaskedCoupling", "SplitCoupling"]
 
+Map = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
 Direction = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]
 
 
@@ -36,10 +37,6 @@ def _theta(conditioner: Any, x: Tensor, context: Tensor | None, channels: int, d
         )
     # Under autocast the map is computed in the precision of x, or it would not be inverted.
     return params if params.dtype == x.dtype else params.to(x.dtype)
-
-
-def _applied(transformer: Transformer, inverse: bool) -> Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]:
-    return transformer.inverse_and_log_det if inverse else transformer.forward_and_log_det
 
 
 class _Coupling(Reversible):
@@ -65,8 +62,8 @@ class _Coupling(Reversible):
         """What the network reads, which is the same for x and y, and what g moves."""
 
     @abstractmethod
-    def _moved(self, read: Tensor, moved: Tensor, params: Tensor, *, inverse: bool) -> tuple[Tensor, Tensor]:
-        """The parts put together again, after g or its inverse, and the log-determinant."""
+    def _merged(self, read: Tensor, moved: Tensor, y: Tensor, log_det: Tensor) -> tuple[Tensor, Tensor]:
+        """The event with y in the place of what g moved, and log_det summed over it."""
 
     def _params(self, read: Tensor, context: Tensor | None) -> Tensor:
         return _theta(self.conditioner, read, context, self._channels, self._dim)
@@ -84,13 +81,19 @@ class _Coupling(Reversible):
 
     def _forward(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         read, moved = self._parts(x)
-        return self._moved(read, moved, self._params(read, context), inverse=False)
+        return self._merged(read, moved, *self._mapped(read, moved, context, inverse=False))
 
     def _backward(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         read, moved = self._parts(y)
+        return self._merged(read, moved, *self._mapped(read, moved, context, inverse=True))
+
+    def _mapped(self, read: Tensor, moved: Tensor, context: Tensor | None, *, inverse: bool) -> tuple[Tensor, Tensor]:
+        """g of what it moves, or its inverse, and log|dg/dx|, elementwise."""
+        if not inverse:
+            return self.transformer.forward_and_log_det(moved, self._params(read, context), self._dim)
         with hold_statistics():
             params = self._params(read, context)
-        return self._moved(read, moved, params, inverse=True)
+        return self.transformer.inverse_and_log_det(moved, params, self._dim)
 
     @property
     def is_reversible(self) -> bool:
@@ -101,10 +104,15 @@ class _Coupling(Reversible):
         unchanged = y.detach().requires_grad_()
         with hold_statistics() if inverse else nullcontext():
             params = self._params(self._parts(unchanged)[0], context)
+        g: Map = self.transformer.forward_and_log_det
+        g_inverse: Map = self.transformer.inverse_and_log_det
+        there, back = (g_inverse, g) if inverse else (g, g_inverse)
         with torch.no_grad():
-            x = self._moved(*self._parts(y), params, inverse=not inverse)[0]
+            read, moved = self._parts(y)
+            x = self._merged(read, moved, *back(moved, params, self._dim))[0]
         leaf = x.detach().requires_grad_()
-        return Retraced(x, (unchanged, leaf), *self._moved(*self._parts(leaf), params, inverse=inverse))
+        read, moved = self._parts(leaf)
+        return Retraced(x, (unchanged, leaf), *self._merged(read, moved, *there(moved, params, self._dim)))
 
 
 class MaskedCoupling(_Coupling):
@@ -137,8 +145,7 @@ class MaskedCoupling(_Coupling):
     def _parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return torch.where(self.mask, x, 0), x
 
-    def _moved(self, read: Tensor, moved: Tensor, params: Tensor, *, inverse: bool) -> tuple[Tensor, Tensor]:
-        y, log_det = _applied(self.transformer, inverse)(moved, params, self._dim)
+    def _merged(self, read: Tensor, moved: Tensor, y: Tensor, log_det: Tensor) -> tuple[Tensor, Tensor]:
         return torch.where(self.mask, moved, y), sum_rightmost(torch.where(self.mask, 0, log_det), -self._dim)
 
 
@@ -173,8 +180,7 @@ class SplitCoupling(_Coupling):
         first, second = x.split_with_sizes(self.sizes, self._dim)
         return (second, first) if self.swap else (first, second)
 
-    def _moved(self, read: Tensor, moved: Tensor, params: Tensor, *, inverse: bool) -> tuple[Tensor, Tensor]:
-        y, log_det = _applied(self.transformer, inverse)(moved, params, self._dim)
+    def _merged(self, read: Tensor, moved: Tensor, y: Tensor, log_det: Tensor) -> tuple[Tensor, Tensor]:
         return torch.cat((y, read) if self.swap else (read, y), self._dim), sum_rightmost(log_det, -self._dim)
 
     def move(
@@ -185,15 +191,9 @@ class SplitCoupling(_Coupling):
         What :class:`~pyro_realnvp.Chain` calls, so that neighbours with the same parts neither merge nor split them.
         """
         read, moved = (second, first) if self.swap else (first, second)
-        if inverse:
-            with hold_statistics():
-                params = self._params(read, context)
-            moved, log_det = self.transformer.inverse_and_log_det(moved, params, self._dim)
-        else:
-            params = self._params(read, context)
-            moved, log_det = self.transformer.forward_and_log_det(moved, params, self._dim)
+        y, log_det = self._mapped(read, moved, context, inverse=inverse)
         log_det = sum_rightmost(log_det, -self._dim)
-        return (moved, read, log_det) if self.swap else (read, moved, log_det)
+        return (y, read, log_det) if self.swap else (read, y, log_det)
 
     def extra_repr(self) -> str:
         return super().extra_repr() + (", swap=True" if self.swap else "")
@@ -230,6 +230,5 @@ class Elementwise(_Coupling):
             )
         return self.theta
 
-    def _moved(self, read: Tensor, moved: Tensor, params: Tensor, *, inverse: bool) -> tuple[Tensor, Tensor]:
-        y, log_det = _applied(self.transformer, inverse)(moved, params, self._dim)
+    def _merged(self, read: Tensor, moved: Tensor, y: Tensor, log_det: Tensor) -> tuple[Tensor, Tensor]:
         return y, sum_rightmost(log_det.expand_as(y), -self._dim)
