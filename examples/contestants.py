@@ -21,7 +21,7 @@ from pyro.infer import SVI, Trace_ELBO
 from torch import Tensor, nn
 
 from pyro_realnvp import MLP, Flow, StandardNormal, realnvp_transforms
-from pyro_realnvp.conditioners import Conditioner
+from pyro_realnvp.networks.conditioner import Conditioner
 
 Work = Callable[[Tensor], Any]  # of a batch of data; what draws samples draws as many
 LogProb = Callable[[Tensor], Tensor]

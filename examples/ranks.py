@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
-from pyro_realnvp.ranks import moments
+from pyro_realnvp._runtime.collectives import moments
 
 from common import fail, resolve_device, set_seed
 

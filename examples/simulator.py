@@ -48,7 +48,7 @@ from sklearn.neural_network import MLPClassifier
 from torch import Tensor, nn
 from torch.distributions import Normal, biject_to, constraints
 
-from pyro_realnvp import MLP, Chain, Embedded, Flow, StandardLogistic, realnvp_transforms
+from pyro_realnvp import MLP, Chain, EmbedContext, Flow, StandardLogistic, realnvp_transforms
 
 from common import (
     Batches,
@@ -178,7 +178,7 @@ def build(config: Config) -> Flow:
     net = partial(MLP, hidden=config["hidden"], activation=nn.ReLU)  # the crescents end abruptly
     couplings = realnvp_transforms(2, couplings=config["couplings"], net=net, context_dim=2)
     to_box = biject_to(constraints.interval(-1.0, 1.0))
-    return Flow(StandardLogistic(2), [Embedded(Chain(couplings), Standardize(2), (2,)), to_box])
+    return Flow(StandardLogistic(2), [EmbedContext(Chain(couplings), Standardize(2), (2,)), to_box])
 
 
 def train(options: argparse.Namespace, config: Config, device: torch.device, metrics: Metrics) -> Flow:

@@ -1,106 +1,72 @@
 """RealNVP and its family as Pyro transforms: densities, priors and guides."""
 
-from .attention import AttentiveConvs, GatedAttention, GatedConvs
-from .bijection import Bijection, Conditioned, Inverse
-from .builders import nice_transforms, realnvp_transforms
-from .chain import Chain, Lift
-from .conditioners import MLP, ResNet
-from .convnet import ConvNet
-from .coupling import Elementwise, MaskedCoupling, SplitCoupling
-from .dequantization import Dequantized, Logit, bits_per_dim
-from .diagnostics import (
-    ImportanceSamples,
-    effective_sample_size,
-    importance_resample,
-    importance_sample,
-    pareto_k,
-    pareto_k_threshold,
-    pareto_smooth,
-)
-from .embedding import Embedded
-from .flowpp import flowpp_dequantizer, flowpp_transforms
-from .flows import DiagonalNormal, Flow, StandardLogistic, StandardNormal
-from .glow import glow_transforms
-from .guides import AutoRealNVP
-from .linear import InvertibleConv1x1, Permute, Scale, Standardized
-from .masks import alternating, channelwise, checkerboard
-from .mcmc import IndependenceMH, NeuTra
-from .memory import rebuild, recompute
-from .mixture import MixtureLogistic
-from .multiscale import Arranged, Columns, FactorOut, Parallel, Squares, Squeeze, Squeezed
-from .normalization import ActNorm, BatchNorm, recalibrate
-from .path_gradient import PathGradientDistribution
-from .ranks import synchronize
-from .reversible import Reversible
-from .transformers import Additive, Affine, SigmoidScale, SoftClipScale, SoftplusScale, TanhScale
+from typing import Any
 
-__version__ = "0.1.0"
+from ._deprecated import deprecated
+from .bases import Base, DiagonalNormal, StandardLogistic, StandardNormal
+from .bijections.bijection import Bijection, Conditioned, Inverse
+from .bijections.chain import Chain
+from .bijections.context import EmbedContext
+from .bijections.coupling import Elementwise, MaskedCoupling, SplitCoupling
+from .bijections.lift import Lift
+from .bijections.linear import FixedAffine, InvertibleConv1x1, Permute, Scale
+from .bijections.logit import Logit
+from .bijections.masks import alternating, channelwise, checkerboard
+from .bijections.mixture import MixtureLogistic
+from .bijections.multiscale import FactorOut, Halves, Sandwich, Squeeze, SqueezeCheckerboard, SqueezeColumns
+from .bijections.normalization import ActNorm, BatchNorm
+from .bijections.reversible import Reversible
+from .bijections.transformers import Additive, Affine, SigmoidLogScale, SoftClipLogScale, TanhLogScale, Transformer
+from .dequantization import Dequantized, ImageFlow, bits_per_dim
+from .families.flowpp import flowpp_dequantizer, flowpp_transforms
+from .families.glow import glow_transforms
+from .families.nice import nice_transforms
+from .families.realnvp import realnvp_transforms
+from .flow import Flow
+from .inference.guide import AutoRealNVP
+from .inference.importance import ImportanceSamples, importance_sample
+from .inference.independence import IndependenceMH
+from .inference.neutra import NeuTra
+from .inference.pareto import effective_sample_size, pareto_k, pareto_k_threshold, pareto_smooth
+from .inference.path_gradient import PathGradientDistribution
+from .networks.attention import AttentiveConvs, GatedAttention, GatedConvs
+from .networks.conditioner import Conditioner
+from .networks.convnet import ConvNet
+from .networks.mlp import MLP
+from .networks.resnet import ResNet
+from .training.checkpoint import load, save
+from .training.fit import fit
+from .training.history import History
+from .training.switches import rebuild, recalibrate, recompute, synchronize
 
-__all__ = [
-    "MLP",
-    "ActNorm",
-    "Additive",
-    "Affine",
-    "Arranged",
-    "AttentiveConvs",
-    "AutoRealNVP",
-    "BatchNorm",
-    "Bijection",
-    "Chain",
-    "Columns",
-    "Conditioned",
-    "ConvNet",
-    "Dequantized",
-    "DiagonalNormal",
-    "Elementwise",
-    "Embedded",
-    "FactorOut",
-    "Flow",
-    "GatedAttention",
-    "GatedConvs",
-    "ImportanceSamples",
-    "IndependenceMH",
-    "Inverse",
-    "InvertibleConv1x1",
-    "Lift",
-    "Logit",
-    "MaskedCoupling",
-    "MixtureLogistic",
-    "NeuTra",
-    "Parallel",
-    "PathGradientDistribution",
-    "Permute",
-    "ResNet",
-    "Reversible",
-    "Scale",
-    "SigmoidScale",
-    "SoftClipScale",
-    "SoftplusScale",
-    "SplitCoupling",
-    "Squares",
-    "Squeeze",
-    "Squeezed",
-    "StandardLogistic",
-    "StandardNormal",
-    "Standardized",
-    "TanhScale",
-    "alternating",
-    "bits_per_dim",
-    "channelwise",
-    "checkerboard",
-    "effective_sample_size",
-    "flowpp_dequantizer",
-    "flowpp_transforms",
-    "glow_transforms",
-    "importance_resample",
-    "importance_sample",
-    "nice_transforms",
-    "pareto_k",
-    "pareto_k_threshold",
-    "pareto_smooth",
-    "realnvp_transforms",
-    "rebuild",
-    "recalibrate",
-    "recompute",
-    "synchronize",
+__version__ = "0.2.0.dev0"
+
+# fmt: off
+__all__ = [  # noqa: RUF022  # in the order in which a user meets them
+    # families, and a flow as one Module
+    "realnvp_transforms", "nice_transforms", "glow_transforms", "flowpp_transforms", "flowpp_dequantizer",
+    "Flow", "Base", "StandardNormal", "StandardLogistic", "DiagonalNormal",
+    "ImageFlow", "Dequantized", "bits_per_dim",
+    # training
+    "fit", "History", "save", "load", "recompute", "rebuild", "synchronize", "recalibrate",
+    # inference
+    "AutoRealNVP", "NeuTra", "IndependenceMH", "importance_sample", "ImportanceSamples",
+    "effective_sample_size", "pareto_k", "pareto_k_threshold", "pareto_smooth", "PathGradientDistribution",
+    # networks
+    "MLP", "ResNet", "ConvNet", "GatedAttention", "GatedConvs", "AttentiveConvs", "Conditioner",
+    # bijections
+    "Bijection", "Inverse", "Conditioned", "Reversible", "Chain", "Lift", "EmbedContext",
+    "SplitCoupling", "MaskedCoupling", "Elementwise", "checkerboard", "channelwise", "alternating",
+    "Transformer", "Affine", "TanhLogScale", "SigmoidLogScale", "SoftClipLogScale", "Additive", "MixtureLogistic",
+    "ActNorm", "BatchNorm", "InvertibleConv1x1", "Scale", "Permute", "FixedAffine", "Logit",
+    "Squeeze", "SqueezeColumns", "SqueezeCheckerboard", "Sandwich", "FactorOut", "Halves",
 ]
+# fmt: on
+
+
+def __getattr__(name: str) -> Any:
+    return deprecated(name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,4 +1,4 @@
-"""From integer images to densities and back: logit preprocessing, dequantization, bits per dimension."""
+"""From integer images to densities and back: dequantization and bits per dimension."""
 
 from __future__ import annotations
 
@@ -8,60 +8,17 @@ from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 from pyro import distributions as dist
-from torch import Size, Tensor
+from torch import Size, Tensor, nn
 from torch.distributions import Distribution, constraints
-from torch.nn.functional import softplus
 
-from .bijection import Bijection
+from ._runtime.construction import recorded
+from .flow import Flow
 
-__all__ = ["BitsPerDim", "Dequantized", "Logit", "bits_per_dim"]
-
-
-class Logit(Bijection):
-    """Pixels to the real line: y = logit(alpha + (1 - 2 alpha) x), elementwise. Dinh et al. (2017), section 4.1.
-
-        log|dy/dx| = softplus(y) + softplus(-y) + log(1 - 2 alpha)
-
-    This is the form of the released code; the paper prints alpha + (1 - alpha) x. Its domain is a little wider than
-    the unit interval, [-a, 1 + a] with a = alpha / (1 - 2 alpha), which is where sampled pixels can fall.
-
-    Args:
-        alpha: in [0, 1/2); keeps the logit finite at 0 and 1.
-
-    Raises:
-        ValueError: if alpha lies outside.
-    """
-
-    def __init__(self, alpha: float = 0.05) -> None:
-        if not 0 <= alpha < 0.5:
-            raise ValueError(f"Logit needs alpha in [0, 0.5), but got {alpha}.")
-        super().__init__(())
-        self.alpha = alpha
-
-    @constraints.dependent_property(is_discrete=False, event_dim=0)
-    def domain(self) -> constraints.Constraint:
-        margin = self.alpha / (1 - 2 * self.alpha)
-        return constraints.interval(-margin, 1 + margin)
-
-    def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        y = torch.logit(self.alpha + (1 - 2 * self.alpha) * x)
-        return y, self._log_det(y)
-
-    def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        margin = self.alpha / (1 - 2 * self.alpha)
-        # Clamped, since rounding can leave the domain.
-        x = ((y.sigmoid() - self.alpha) / (1 - 2 * self.alpha)).clamp(-margin, 1 + margin)
-        return x, -self._log_det(y)
-
-    def _log_det(self, y: Tensor) -> Tensor:
-        return softplus(y) + softplus(-y) + math.log(1 - 2 * self.alpha)
-
-    def extra_repr(self) -> str:
-        return f"alpha={self.alpha}"
+__all__ = ["BitsPerDim", "Dequantized", "ImageFlow", "bits_per_dim"]
 
 
 class Conditional(Protocol):
-    """A conditional distribution, as Pyro has it; a conditional :class:`~pyro_realnvp.Flow` is one."""
+    """A conditional distribution in the sense of Pyro; a conditional :class:`~pyro_realnvp.Flow` is one."""
 
     def condition(self, context: Tensor) -> Distribution: ...
 
@@ -76,8 +33,8 @@ class Dequantized(dist.TorchDistribution):
         log 1/S sum_s p((k + u_s) / levels) / q(u_s | k) - D log levels,
 
     which in the mean grows with S to log P(k). q is uniform, or a conditional flow on the unit cube learned with the
-    density: variational dequantization, Ho et al. (2019), equation 12. Noise is drawn anew at every call. Modules
-    inside are not registered here; the :class:`~pyro_realnvp.Flow` or Pyro module that owns them does that.
+    density: variational dequantization, Ho et al. (2019), equation 12. Noise is drawn anew at every call. A
+    distribution registers no Modules; :class:`~pyro_realnvp.ImageFlow` owns the two flows, and makes this of them.
 
     Args:
         density: a distribution over events on the unit cube.
@@ -159,8 +116,70 @@ class Dequantized(dist.TorchDistribution):
             raise ValueError(f"Dequantized expects integers from 0 to {self.levels - 1}, but got {culprit:g}.")
 
 
+@recorded
+class ImageFlow(nn.Module):
+    """A flow over integer images: owns a density on the unit cube, and the noise that makes integers continuous.
+
+    Calling it returns the bound on the log-probability of :class:`~pyro_realnvp.Dequantized`, so that
+    :func:`~pyro_realnvp.fit`, :func:`~pyro_realnvp.save` and ``DistributedDataParallel`` take it.
+
+        density = Flow(StandardNormal((1, 28, 28)), [*realnvp_transforms((1, 28, 28)), Logit(0.05).inv])
+        noise = Flow(StandardNormal((1, 28, 28)), flowpp_dequantizer((1, 28, 28)))
+        model = ImageFlow(density, levels=256, dequantizer=noise)
+
+    Args:
+        flow: a density on the unit cube.
+        levels: number of values of a pixel, 0 to levels - 1.
+        dequantizer: a flow on the unit cube given k / levels - 1/2; None for uniform noise.
+    """
+
+    def __init__(self, flow: Flow, levels: int = 256, dequantizer: Flow | None = None) -> None:
+        super().__init__()
+        if levels < 2:
+            raise ValueError(f"ImageFlow needs 2 levels or more, but got {levels}.")
+        self.flow, self.levels, self.dequantizer = flow, levels, dequantizer
+
+    @property
+    def event_shape(self) -> Size:
+        """Shape (C, H, W) of one image."""
+        return self.flow.event_shape
+
+    def distribution(self, context: Tensor | None = None, *, num_samples: int = 1) -> Dequantized:
+        """Returns the distribution over integer images, whose bound averages ``num_samples`` draws of the noise."""
+        density = self.flow.distribution(context)
+        return Dequantized(density, self.levels, dequantizer=self.dequantizer, num_samples=num_samples)
+
+    def forward(self, images: Tensor, context: Tensor | None = None) -> Tensor:
+        """Computes the bound on the log-probability in nats, (\\*batch), of integer images (\\*batch, C, H, W)."""
+        return self.distribution(context).log_prob(images)
+
+    def log_prob(self, images: Tensor, context: Tensor | None = None) -> Tensor:
+        """Computes the bound on the log-probability, as calling the Module does."""
+        return self(images, context)
+
+    def sample(self, sample_shape: Sequence[int] = (), context: Tensor | None = None) -> Tensor:
+        """Draws integer images (\\*sample_shape, \\*context batch, C, H, W) as int64."""
+        return self.distribution(context).sample(sample_shape)
+
+    @torch.no_grad()
+    def initialize(self, images: Tensor, context: Tensor | None = None) -> None:
+        """Initialises every ActNorm that has seen no data yet, in both flows, from a batch of integer images."""
+        images = images.to(self.flow.base(None if context is None else context[:1]).mean.dtype)
+        noise = torch.rand_like(images)
+        self.flow.initialize((images + noise) / self.levels, context)
+        if self.dequantizer is not None:
+            self.dequantizer.initialize(noise, images / self.levels - 0.5)
+
+    def summary(self) -> str:
+        """Returns a table of the layers of both flows; see :meth:`Flow.summary`."""
+        parts = [f"flow:\n{self.flow.summary()}"]
+        if self.dequantizer is not None:
+            parts.append(f"dequantizer:\n{self.dequantizer.summary()}")
+        return "\n".join(parts)
+
+
 def _dtype_of(density: Distribution) -> torch.dtype:
-    """The dtype of the density's own parameters: that in which pixels and noise are to be computed."""
+    """Returns the dtype of the density's own parameters, in which pixels and noise are computed."""
     while hasattr(density, "base_dist"):
         density = density.base_dist
     parameters = (getattr(density, name, None) for name in density.arg_constraints)
@@ -177,7 +196,7 @@ class BitsPerDim(NamedTuple):
 
 @torch.no_grad()
 def bits_per_dim(distribution: Distribution, x: Tensor, *, batch_size: int | None = None) -> BitsPerDim:
-    """The mean of -log2 p(x) / D over the events of x, and its Monte Carlo standard error.
+    """Computes the mean of -log2 p(x) / D over the events of x, and its Monte Carlo standard error.
 
     For a :class:`Dequantized` this is an upper bound on the bits a lossless code needs for each pixel; for a density on
     the unit cube of pixels k/256, add 8.

@@ -1,4 +1,4 @@
-"""The laws that every bijection obeys, to check layers of your own: ``check_bijection(MyLayer((2,)))``."""
+"""Checks that a layer of your own obeys the laws of a bijection: ``check_bijection(MyLayer((2,)))``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.functional import jacobian as jacobian_of
 from torch.distributions import biject_to, constraints
 
-from .bijection import Bijection
+from .bijections.bijection import Bijection
 
 __all__ = ["LAWS", "check_bijection"]
 
@@ -25,14 +25,14 @@ def check_bijection(
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> None:
-    """Checks that a bijection is one, on a copy in float64 and evaluation mode with random parameters.
+    """Checks the laws of a bijection, on a copy in float64 and evaluation mode with random parameters.
 
     Args:
-        bijection: what to check; it is left as it is. Buffers that hold statistics should be away from their start.
+        bijection: it is not changed. Buffers that hold statistics should be away from their start.
         context: one context of shape ``context_shape``; drawn where it is needed and not given.
         laws: names of the laws to check, keys of ``LAWS``; all by default.
-        seed: of everything that is drawn here.
-        device: where to check.
+        seed: of all random numbers.
+        device: where to compute.
 
     Raises:
         AssertionError: if a law does not hold; the message says which and by how much.
@@ -50,14 +50,14 @@ def check_bijection(
 
 @torch.no_grad()
 def randomize(bijection: torch.nn.Module) -> None:
-    """Gives every parameter small random values, so that a layer that starts as the identity no longer is it."""
+    """Gives every parameter small random values, so that a layer that starts as the identity no longer is."""
     for parameter in bijection.parameters():
         spread = 0.3 if parameter.dim() < 2 else parameter[0].numel() ** -0.5
         parameter.copy_(spread * torch.randn(parameter.shape, dtype=parameter.dtype))
 
 
 def draw(bijection: Bijection, batch: Sequence[int] = (), *, output: bool = False) -> Tensor:
-    """A random x (\\*batch, \\*event_shape) in the domain, or y (\\*batch, \\*output_shape) in the codomain."""
+    """Draws a random x (\\*batch, \\*event_shape) in the domain, or y (\\*batch, \\*output_shape) in the codomain."""
     constraint: constraints.Constraint = bijection.codomain if output else bijection.domain
     shape = (*batch, *(bijection.output_shape if output else bijection.event_shape))
     like = next((t for t in (*bijection.parameters(), *bijection.buffers())), torch.empty(()))
@@ -80,13 +80,13 @@ def _loss(f: Bijection, x: Tensor) -> Tensor:
     return y.sin().sum() + f.log_abs_det_jacobian(x, y).cos().sum()
 
 
-def _given(f: Bijection, context: Tensor | None) -> Bijection:
+def _conditioned(f: Bijection, context: Tensor | None) -> Bijection:
     return f if context is None else f.condition(context)
 
 
 def _directions(f: Bijection, context: Tensor | None = None) -> list[tuple[str, Bijection, bool]]:
-    f = _given(f, context)
-    return [("forward", f, False), ("inverse", f.inv, True)]  # name, bijection, whether it starts from the output
+    f = _conditioned(f, context)
+    return [("forward", f, False), ("inverse", f.inv, True)]  # name, bijection, whether its argument is an output of f
 
 
 def round_trip(f: Bijection, context: Tensor | None) -> None:
@@ -125,8 +125,8 @@ def batch_shapes(f: Bijection, context: Tensor | None) -> None:
                 _close(g.log_abs_det_jacobian(one, made), log_det[index], 1e-9, f"{what}: log-determinants alone")
 
 
-def memo(f: Bijection, context: Tensor | None) -> None:
-    f = _given(f, context)
+def cache(f: Bijection, context: Tensor | None) -> None:
+    f = _conditioned(f, context)
     for name, g, output in _directions(f):
         values = []
         for cache_size in (0, 1):
@@ -135,8 +135,8 @@ def memo(f: Bijection, context: Tensor | None) -> None:
             x = draw(f, (4,), output=output).requires_grad_()
             loss = _loss(h, x)
             values.append([loss, *torch.autograd.grad(loss, [x, *f.parameters()], materialize_grads=True)])
-        for without, with_memo in zip(*values, strict=True):
-            _close(with_memo, without, 1e-8, f"{name}: values and gradients with the memo and without")
+        for without, with_cache in zip(*values, strict=True):
+            _close(with_cache, without, 1e-8, f"{name}: values and gradients with the cache and without")
         x = draw(f, (4,), output=output)
         y = g(x)
         _close(g.inv(y.clone()), x, 1e-9, f"{name}: the inverse of a copy of the output")
@@ -179,13 +179,13 @@ def copies(f: Bijection, context: Tensor | None) -> None:
 
     others = copied()
     x = draw(f, (3,)).requires_grad_()
-    y = _given(f, context)(x)  # stays alive, and with it whatever f remembers, while f is copied again
+    y = _conditioned(f, context)(x)  # kept alive, and with it what f remembers, while f is copied again
     others += copied()
     loaded = copy.deepcopy(f)
     randomize(loaded)
     loaded.load_state_dict(f.state_dict())
     for other in (*others, loaded):
-        _close(_given(other, context)(x), y, 1e-12, "a copy by deepcopy, pickle or state_dict")
+        _close(_conditioned(other, context)(x), y, 1e-12, "a copy by deepcopy, pickle or state_dict")
 
 
 def dtypes(f: Bijection, context: Tensor | None) -> None:
@@ -196,5 +196,5 @@ def dtypes(f: Bijection, context: Tensor | None) -> None:
 
 
 LAWS: dict[str, Callable[[Bijection, Tensor | None], None]] = {
-    law.__name__: law for law in (round_trip, jacobian, batch_shapes, memo, gradients, contexts, copies, dtypes)
+    law.__name__: law for law in (round_trip, jacobian, batch_shapes, cache, gradients, contexts, copies, dtypes)
 }

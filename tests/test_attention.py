@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from pyro_realnvp import GatedAttention, checkerboard
-from pyro_realnvp.attention import GatedConvs
+from pyro_realnvp.networks.attention import GatedConvs
 from pyro_realnvp.testing import randomize
 
 

@@ -19,11 +19,11 @@ from pyro_realnvp import (
     MaskedCoupling,
     Permute,
     ResNet,
+    Sandwich,
     Scale,
     SplitCoupling,
-    Squeezed,
     StandardNormal,
-    TanhScale,
+    TanhLogScale,
     checkerboard,
     nice_transforms,
     realnvp_transforms,
@@ -74,8 +74,8 @@ def test_the_multi_scale_recursion():
             assert len(layers) == 8
             return
         squeezed, factored = layers[6:]
-        assert kinds([squeezed, factored]) == [Squeezed, Squeezed]
-        assert (squeezed.ordered, factored.ordered) == (False, True)
+        assert kinds([squeezed, factored]) == [Sandwich, Sandwich]
+        assert (squeezed.outer.ordered, factored.outer.ordered) == (False, True)
         inner = list(squeezed.bijection)
         assert kinds(inner) == [SplitCoupling, BatchNorm] * 3
         assert [coupling.swap for coupling in inner[::2]] == [False, True, False]  # the second half changes first
@@ -178,7 +178,7 @@ def test_a_new_image_flow_can_move(net):
     flow(2 * torch.randn(16, 1, 4, 4)).mean().backward()
     for coupling in (m for m in flow.modules() if isinstance(m, MaskedCoupling | SplitCoupling)):
         scale = coupling.transformer.scale
-        assert isinstance(scale, TanhScale)
+        assert isinstance(scale, TanhLogScale)
         reached = [p.grad for p in (scale.alpha, coupling.conditioner.conv_out.norm) if p.grad is not None]
         assert any(bool(g.any()) for g in reached)
 
@@ -252,7 +252,10 @@ def test_the_packed_board_moves_the_same_squares():
         (lambda: realnvp_transforms(4, scales=2), r"vectors takes no scales.*scales=2"),
         (lambda: realnvp_transforms((1, 4, 4), couplings=2), r"images takes no couplings.*couplings=2"),
         (lambda: realnvp_transforms(4, packed=True), r"vectors takes no packed.*packed=True"),
-        (lambda: realnvp_transforms((1, 4, 6), net=resnet, packed=True), r"Squares.*even width.*\(2, 2, 3\)"),
+        (
+            lambda: realnvp_transforms((1, 4, 6), net=resnet, packed=True),
+            r"SqueezeCheckerboard.*even width.*\(2, 2, 3\)",
+        ),
         (lambda: realnvp_transforms(4, couplings=0), "couplings.*got 0"),
         (lambda: realnvp_transforms((1, 4, 4), scales=0), "scales.*got 0"),
         (lambda: nice_transforms(4, couplings=0), "couplings.*got 0"),

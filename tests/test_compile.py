@@ -10,7 +10,6 @@ from pyro_realnvp import (
     Chain,
     FactorOut,
     Flow,
-    Squeezed,
     StandardNormal,
     channelwise,
     checkerboard,
@@ -19,7 +18,7 @@ from pyro_realnvp import (
 )
 from pyro_realnvp.testing import randomize
 
-from zoo import masked, mlp, prime, split
+from zoo import masked, mlp, prime, split, squeezed
 
 # Dynamo and inductor use deprecated parts of Python and torch themselves.
 pytestmark = [
@@ -46,7 +45,7 @@ def image(**kwargs):
     mask = checkerboard((1, 4, 4))
     inner = Chain([split((4, 2, 2), **dict.fromkeys(kwargs, (4, 2, 2))), BatchNorm((4, 2, 2), channelwise((4, 2, 2)))])
     deeper = FactorOut(ActNorm((2, 2, 2)))
-    layers = [masked(mask, **kwargs), BatchNorm((1, 4, 4), mask), Squeezed(inner), Squeezed(deeper, ordered=True)]
+    layers = [masked(mask, **kwargs), BatchNorm((1, 4, 4), mask), squeezed(inner), squeezed(deeper, ordered=True)]
     return Flow(StandardNormal((1, 4, 4)), [layer.inv for layer in reversed(layers)])
 
 

@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from pyro_realnvp import Affine, Chain, ConvNet, Elementwise, Flow, SplitCoupling, StandardNormal
-from pyro_realnvp.channel_norm import ChannelNorm
-from pyro_realnvp.convnet import ZeroConv
+from pyro_realnvp.networks.channel_norm import ChannelNorm
+from pyro_realnvp.networks.convnet import ZeroConv
 from pyro_realnvp.testing import randomize
 
 from zoo import convnet

@@ -17,7 +17,6 @@ from pyro_realnvp import (
     Chain,
     ImportanceSamples,
     effective_sample_size,
-    importance_resample,
     importance_sample,
     pareto_k,
     pareto_k_threshold,
@@ -269,7 +268,7 @@ def test_resampling_corrects_a_guide(y: Tensor) -> None:
     guide = AutoDiagonalNormal(conjugate, init_scale=1.0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        samples = importance_resample(conjugate, guide, y, num_samples=4000, num_draws=40_000, parallel=True)
+        samples = importance_sample(conjugate, guide, y, num_samples=40_000, parallel=True).smoothed().resample(4000)
     expected = y.sum(-1, keepdim=True) / 0.25 / 9
     assert samples["mean"].shape == (4000, 3, 1)
     torch.testing.assert_close(samples["mean"].mean(0), expected, rtol=0, atol=6 / 3 / math.sqrt(3000))
@@ -280,4 +279,4 @@ def test_resampling_corrects_a_guide(y: Tensor) -> None:
 def test_resampling_warns_of_a_guide_too_narrow(y: Tensor) -> None:
     guide = AutoDiagonalNormal(conjugate, init_scale=0.01)
     with pytest.warns(UserWarning, match=r"k-hat of the importance weights is .* above 0.67: 1000 draws"):
-        importance_resample(conjugate, guide, y, num_samples=10, num_draws=1000, parallel=True)
+        importance_sample(conjugate, guide, y, num_samples=1000, parallel=True).smoothed()

@@ -114,7 +114,7 @@ def test_bad_arguments(arguments: dict, message: str) -> None:
 
 
 def test_sizes_that_cannot_be_split() -> None:
-    with pytest.raises(ValueError, match=r"Columns needs an image of even width.*\(1, 4, 3\)"):
+    with pytest.raises(ValueError, match=r"SqueezeColumns needs an image of even width.*\(1, 4, 3\)"):
         flowpp_transforms((1, 4, 3), net=NET)
     with pytest.raises(ValueError, match=r"Squeeze needs even height and width.*\(1, 3, 4\)"):
         flowpp_transforms((1, 3, 4), net=NET)

@@ -18,14 +18,14 @@ from pyro_realnvp import (
     FactorOut,
     Flow,
     InvertibleConv1x1,
-    SigmoidScale,
+    Sandwich,
+    SigmoidLogScale,
     SplitCoupling,
-    Squeezed,
     StandardNormal,
     glow_transforms,
 )
-from pyro_realnvp.channel_norm import ChannelNorm
-from pyro_realnvp.convnet import ZeroConv
+from pyro_realnvp.networks.channel_norm import ChannelNorm
+from pyro_realnvp.networks.convnet import ZeroConv
 from pyro_realnvp.testing import randomize
 
 from zoo import convnet, mlp, small_glow
@@ -41,7 +41,7 @@ def levels_of(transforms):
     (layer,) = layers_of(transforms)
     levels = []
     while True:
-        assert type(layer) is Squeezed
+        assert type(layer) is Sandwich
         levels.append(list(layer.bijection))
         if not isinstance(levels[-1][-1], FactorOut):
             return levels
@@ -76,7 +76,7 @@ def test_structure_of_an_image_flow(plu):
             assert not coupling.swap
             assert isinstance(coupling.conditioner, ConvNet)
             assert coupling.conditioner.conv2.shape == (512, 512, 1, 1)
-            assert isinstance(coupling.transformer.scale, SigmoidScale)
+            assert isinstance(coupling.transformer.scale, SigmoidLogScale)
         prior = layers[8]
         assert isinstance(prior.conditioner, ZeroConv)
         assert prior.conditioner.bias.shape == (2 * channels if last else channels,)

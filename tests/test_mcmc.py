@@ -227,7 +227,7 @@ def test_acceptance_by_its_formula(parallel: bool, monkeypatch: pytest.MonkeyPat
     mcmc = MCMC(kernel, num_samples=30, warmup_steps=10, disable_progbar=True)
     uniforms = iter(uniform := torch.rand(40))
     with monkeypatch.context() as patch:
-        patch.setattr("pyro_realnvp.mcmc.torch.rand", lambda shape: next(uniforms))
+        patch.setattr("pyro_realnvp.inference.independence.torch.rand", lambda shape: next(uniforms))
         mcmc.run(DATA)
     assert len(batches) == 3  # 1 + 40 proposals
     log_weights = torch.cat([batch.log_weights for batch in batches]).double()

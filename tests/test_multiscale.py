@@ -7,19 +7,19 @@ from torch.nn.functional import pixel_unshuffle
 from pyro_realnvp import (
     Affine,
     BatchNorm,
-    Columns,
     Elementwise,
     FactorOut,
-    Parallel,
+    Halves,
+    Sandwich,
     Scale,
-    Squares,
     Squeeze,
-    Squeezed,
+    SqueezeCheckerboard,
+    SqueezeColumns,
     checkerboard,
 )
 from pyro_realnvp.testing import randomize
 
-from zoo import split
+from zoo import split, squeezed
 
 
 @pytest.mark.parametrize("shape", [(1, 2, 2), (3, 4, 6), (5, 2, 8)])
@@ -63,7 +63,7 @@ def test_factor_out_leaves_the_second_half_alone():
 
 
 def test_factored_out_pixels_are_those_of_odd_row_plus_column():
-    f = Squeezed(FactorOut(Elementwise((6, 2, 3), Affine())), ordered=True)
+    f = squeezed(FactorOut(Elementwise((6, 2, 3), Affine())), ordered=True)
     randomize(f)
     x = torch.randn(2, 3, 4, 6)
     even = ((torch.arange(4)[:, None] + torch.arange(6)) % 2 == 0).expand(3, 4, 6)
@@ -76,7 +76,7 @@ def test_factored_out_pixels_are_those_of_odd_row_plus_column():
 def test_squeezed_is_unsqueeze_f_squeeze(ordered):
     inner = split((4, 2, 3)).eval()
     randomize(inner)
-    f, squeeze = Squeezed(inner, ordered=ordered), Squeeze((1, 4, 6), ordered=ordered)
+    f, squeeze = squeezed(inner, ordered=ordered), Squeeze((1, 4, 6), ordered=ordered)
     x = torch.randn(5, 1, 4, 6)
     torch.testing.assert_close(f(x), squeeze.inv(inner(squeeze(x))))
 
@@ -87,14 +87,14 @@ def test_a_context_map_is_squeezed_in_the_plain_order_and_a_vector_handed_on(ord
     x = torch.randn(5, 1, 4, 6)
     with_map = split((4, 2, 3), context_shape=(8, 2, 3)).eval()
     randomize(with_map)
-    f = Squeezed(with_map, ordered=ordered)
+    f = squeezed(with_map, ordered=ordered)
     assert f.context_shape == (2, 4, 6)
     context = torch.randn(5, 2, 4, 6)
     expected = with_map.condition(pixel_unshuffle(context, 2))(squeeze(x))
     torch.testing.assert_close(squeeze(f.condition(context)(x)), expected)
     with_vector = split((4, 2, 3), context_dim=3).eval()
     randomize(with_vector)
-    f = Squeezed(with_vector, ordered=ordered)
+    f = squeezed(with_vector, ordered=ordered)
     assert f.context_shape == (3,)
     context = torch.randn(3)
     torch.testing.assert_close(squeeze(f.condition(context)(x)), with_vector.condition(context)(squeeze(x)))
@@ -111,8 +111,11 @@ def test_sizes_that_cannot_be_squeezed_are_refused(shape):
     ("make", "message"),
     [
         (lambda: Squeeze((4,)), r"Squeeze.*\(4,\)"),
-        (lambda: Squeezed(split((2, 2, 2))), r"Squeezed.*\(2, 2, 2\)"),
-        (lambda: Squeezed(BatchNorm((4,))), r"Squeezed.*\(4,\)"),
+        (lambda: Sandwich(Squeeze((1, 4, 4)), split((2, 2, 2))), r"Sandwich.*\(4, 2, 2\).*\(2, 2, 2\)"),
+        (
+            lambda: Sandwich(Squeeze((1, 4, 2)), split((4, 2, 1), context_shape=(8, 2, 1)), context=Squeeze((1, 4, 2))),
+            r"Sandwich makes a context of shape \(4, 2, 1\).*\(8, 2, 1\)",
+        ),
         (lambda: FactorOut(BatchNorm((4,))), r"FactorOut.*\(4,\)"),
         (lambda: FactorOut(Squeeze((1, 2, 2))), r"FactorOut.*\(1, 2, 2\) -> \(4, 1, 1\)"),
     ],
@@ -124,7 +127,7 @@ def test_parts_that_do_not_fit_are_refused(make, message):
 
 @pytest.mark.parametrize("batch", [(), (2, 3), (0,)])
 def test_columns(batch):
-    f = Columns((3, 2, 6))
+    f = SqueezeColumns((3, 2, 6))
     x = torch.randn(*batch, 3, 2, 6)
     y = f(x)
     assert y.shape == (*batch, 6, 2, 3)
@@ -137,13 +140,13 @@ def test_columns(batch):
 
 @pytest.mark.parametrize("shape", [(3, 2, 5), (3, 2, 0), (4,), (2, 4)])
 def test_columns_of_what_has_none_are_refused(shape):
-    with pytest.raises(ValueError, match=r"Columns.*even width"):
-        Columns(shape)
+    with pytest.raises(ValueError, match=r"SqueezeColumns.*even width"):
+        SqueezeColumns(shape)
 
 
 def test_parallel_is_each_on_its_half():
     first, second = split((2, 2, 3)), Scale((2, 2, 3))
-    f = Parallel(first, second)
+    f = Halves(first, second)
     randomize(f)
     x = torch.randn(5, 4, 2, 3)
     y, log_det = f.forward_and_log_det(x)
@@ -153,17 +156,17 @@ def test_parallel_is_each_on_its_half():
 
 
 def test_parallel_of_what_does_not_fit_is_refused():
-    with pytest.raises(ValueError, match=r"Parallel.*\(2, 2, 3\).*\(2, 3, 2\)"):
-        Parallel(Scale((2, 2, 3)), Scale((2, 3, 2)))
-    with pytest.raises(ValueError, match="Parallel"):
-        Parallel(Scale((2, 2, 2)), Squeeze((2, 2, 2)))
-    with pytest.raises(ValueError, match="Parallel"):
-        Parallel(Scale((2,)), Scale((2,)))
+    with pytest.raises(ValueError, match=r"Halves.*\(2, 2, 3\).*\(2, 3, 2\)"):
+        Halves(Scale((2, 2, 3)), Scale((2, 3, 2)))
+    with pytest.raises(ValueError, match="Halves"):
+        Halves(Scale((2, 2, 2)), Squeeze((2, 2, 2)))
+    with pytest.raises(ValueError, match="Halves"):
+        Halves(Scale((2,)), Scale((2,)))
 
 
 @pytest.mark.parametrize("batch", [(), (2, 3), (0,)])
 def test_squares(batch):
-    f = Squares((2, 3, 6))
+    f = SqueezeCheckerboard((2, 3, 6))
     x = torch.randn(*batch, 2, 3, 6)
     y = f(x)
     assert y.shape == (*batch, 4, 3, 3)
@@ -178,5 +181,5 @@ def test_squares(batch):
 
 @pytest.mark.parametrize("shape", [(4,), (1, 2, 3), (1, 2, 0)])
 def test_squares_of_what_has_none_are_refused(shape):
-    with pytest.raises(ValueError, match=r"Squares.*even width"):
-        Squares(shape)
+    with pytest.raises(ValueError, match=r"SqueezeCheckerboard.*even width"):
+        SqueezeCheckerboard(shape)

@@ -14,7 +14,7 @@ from pyro.infer.autoguide.initialization import init_to_value
 from torch import Tensor, nn
 
 from pyro_realnvp import Affine, AutoRealNVP, Chain, Elementwise, realnvp_transforms
-from pyro_realnvp.path_gradient import PathGradientDistribution
+from pyro_realnvp.inference.path_gradient import PathGradientDistribution
 from pyro_realnvp.testing import randomize
 
 from zoo import mlp

@@ -11,7 +11,7 @@ import torch
 from pyro import poutine
 
 from pyro_realnvp import AutoRealNVP
-from pyro_realnvp.sites import constrained, log_joint, log_joints, plate_nesting
+from pyro_realnvp.inference.sites import constrained, log_joint, log_joints, plate_nesting
 
 import posterior
 import posteriors
@@ -146,6 +146,7 @@ def test_from_posteriordb(tmp_path):
         posteriors.load("banana")
 
 
+@pytest.mark.filterwarnings("ignore:The Pareto k-hat")  # of a guide that was hardly trained
 def test_runs_and_writes(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(posterior, "DRAWS", 500)
     monkeypatch.setattr(posterior, "GUIDES", {key: posterior.GUIDES[key] for key in ("AutoRealNVP", "AutoNormal")})

@@ -11,17 +11,17 @@ from torch.overrides import TorchFunctionMode
 from pyro_realnvp import (
     ConvNet,
     DiagonalNormal,
+    FixedAffine,
     Flow,
     GatedAttention,
     ResNet,
-    Standardized,
     StandardNormal,
     flowpp_transforms,
     glow_transforms,
     realnvp_transforms,
 )
-from pyro_realnvp.channel_norm import ChannelNorm
-from pyro_realnvp.convnet import ZeroConv
+from pyro_realnvp.networks.channel_norm import ChannelNorm
+from pyro_realnvp.networks.convnet import ZeroConv
 
 from zoo import mlp, prime
 
@@ -72,7 +72,7 @@ IMMUNE = {
     "flowpp": lambda: (StandardNormal(SHAPE), flowpp_transforms(SHAPE, couplings=2, components=2, net=Immune)),
     "standardized": lambda: (
         StandardNormal(4),
-        [*realnvp_transforms(4, net=Immune), Standardized(torch.randn(4), torch.eye(4) + 0.1)],
+        [*realnvp_transforms(4, net=Immune), FixedAffine(torch.randn(4), torch.eye(4) + 0.1)],
     ),
     "context": lambda: (DiagonalNormal(6, context_dim=2), realnvp_transforms(6, net=Immune, context_dim=2)),
 }

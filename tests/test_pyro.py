@@ -21,7 +21,7 @@ from torch.distributions import ComposeTransform, IndependentTransform, ReshapeT
 from torch.func import functional_call
 
 from pyro_realnvp import Bijection, Chain, Flow, Scale, StandardNormal, nice_transforms, realnvp_transforms
-from pyro_realnvp.conditioners import Conditioner
+from pyro_realnvp.networks.conditioner import Conditioner
 from pyro_realnvp.testing import randomize
 
 from zoo import ZOO, mlp, prime, resnet, split

@@ -15,8 +15,8 @@ from torch.linalg import LinAlgError
 from torch.nn.functional import logsigmoid
 
 from pyro_realnvp import AutoRealNVP
-from pyro_realnvp.sites import constrained, log_joint, log_joints, plate_nesting
-from pyro_realnvp.warm_start import batch_and_match, best_gaussian
+from pyro_realnvp.inference.sites import constrained, log_joint, log_joints, plate_nesting
+from pyro_realnvp.inference.warm_start import batch_and_match, best_gaussian
 
 
 def trace_of(guide: AutoRealNVP, *args: Any) -> poutine.Trace:

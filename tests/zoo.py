@@ -18,34 +18,32 @@ from pyro_realnvp import (
     ActNorm,
     Additive,
     Affine,
-    Arranged,
     BatchNorm,
     Bijection,
     Chain,
-    Columns,
     ConvNet,
     Elementwise,
     FactorOut,
+    FixedAffine,
     GatedAttention,
     GatedConvs,
+    Halves,
     InvertibleConv1x1,
     Lift,
     Logit,
     MaskedCoupling,
     MixtureLogistic,
-    Parallel,
     Permute,
     ResNet,
+    Sandwich,
     Scale,
-    SigmoidScale,
-    SoftClipScale,
-    SoftplusScale,
+    SigmoidLogScale,
+    SoftClipLogScale,
     SplitCoupling,
-    Squares,
     Squeeze,
-    Squeezed,
-    Standardized,
-    TanhScale,
+    SqueezeCheckerboard,
+    SqueezeColumns,
+    TanhLogScale,
     alternating,
     channelwise,
     checkerboard,
@@ -57,8 +55,8 @@ from pyro_realnvp import (
     rebuild,
     recompute,
 )
-from pyro_realnvp.convnet import ZeroConv
-from pyro_realnvp.guides import default_transforms
+from pyro_realnvp.inference.guide import default_transforms
+from pyro_realnvp.networks.convnet import ZeroConv
 
 mlp = partial(MLP, hidden=(8,))
 resnet = partial(ResNet, hidden=4, blocks=1)
@@ -106,6 +104,16 @@ def calm(flow: nn.Module) -> nn.Module:
         if type(module).__name__ in ("_Plain", "ZeroConv"):
             module.register_buffer(key, module._parameters.pop(key).detach())
     return flow
+
+
+def squeezed(f: Bijection, *, ordered: bool = False) -> Sandwich:
+    """A bijection of squeezed images as one of images, with a context map squeezed too."""
+
+    def before(shape: torch.Size) -> tuple[int, int, int]:
+        return shape[0] // 4, 2 * shape[1], 2 * shape[2]
+
+    context = Squeeze(before(f.context_shape)) if f.context_shape is not None and len(f.context_shape) == 3 else None
+    return Sandwich(Squeeze(before(f.event_shape), ordered=ordered), f, context=context)
 
 
 class _Flat(nn.Module):
@@ -166,10 +174,9 @@ class SumOfContext(Bijection):
 
 
 SCALES = {
-    "tanh": TanhScale,
-    "sigmoid": SigmoidScale,
-    "softplus": SoftplusScale,
-    "softclip": SoftClipScale,
+    "tanh": TanhLogScale,
+    "sigmoid": SigmoidLogScale,
+    "softclip": SoftClipLogScale,
 }
 
 ZOO = {
@@ -193,7 +200,7 @@ ZOO = {
     "checkerboard-context-map": lambda: masked(checkerboard((1, 4, 2)), context_shape=(2, 4, 2)),
     "channelwise": lambda: masked(channelwise((4, 2, 2)), net=partial(resnet, mask=None)),
     "split-image": lambda: split((2, 3, 4)),
-    "split-image-swap": lambda: split((4, 2, 2), swap=True, transformer=Affine(SigmoidScale())),
+    "split-image-swap": lambda: split((4, 2, 2), swap=True, transformer=Affine(SigmoidLogScale())),
     "split-many-channels": lambda: split((18, 1, 2), transformer=Additive()),
     "split-image-context": lambda: split((2, 4, 2), context_dim=3),
     "split-image-context-map": lambda: split((2, 4, 2), context_shape=(3, 4, 2)),
@@ -235,9 +242,9 @@ ZOO = {
     "elementwise-context": lambda: Elementwise((3,), Affine(), mlp(0, 6, context_dim=2)),
     "scale": lambda: Scale((3,)),
     "scale-image": lambda: Scale((2, 2, 3)),
-    "standardized": lambda: Standardized(torch.randn(3), 0.1 + torch.rand(3)),
-    "standardized-1": lambda: Standardized(torch.randn(1), torch.full((1, 1), 0.3)),
-    "standardized-dense": lambda: Standardized(
+    "standardized": lambda: FixedAffine(torch.randn(3), 0.1 + torch.rand(3)),
+    "standardized-1": lambda: FixedAffine(torch.randn(1), torch.full((1, 1), 0.3)),
+    "standardized-dense": lambda: FixedAffine(
         torch.randn(4), torch.randn(4, 4).tril(-1) + torch.diag(0.5 + torch.rand(4))
     ),
     "permute": lambda: Permute((4,), [2, 0, 3, 1]),
@@ -265,26 +272,26 @@ ZOO = {
     "squeeze": lambda: Squeeze((3, 2, 4)),
     "squeeze-ordered": lambda: Squeeze((3, 2, 4), ordered=True),
     "unsqueeze": lambda: Squeeze((1, 4, 2)).inv,
-    "squeezed": lambda: Squeezed(split((4, 2, 1))),
-    "squeezed-ordered": lambda: Squeezed(split((4, 1, 2)), ordered=True),
-    "squeezed-context": lambda: Squeezed(split((4, 2, 1), context_dim=3)),
-    "squeezed-context-map": lambda: Squeezed(split((4, 2, 1), context_shape=(8, 2, 1))),
+    "squeezed": lambda: squeezed(split((4, 2, 1))),
+    "squeezed-ordered": lambda: squeezed(split((4, 1, 2)), ordered=True),
+    "squeezed-context": lambda: squeezed(split((4, 2, 1), context_dim=3)),
+    "squeezed-context-map": lambda: squeezed(split((4, 2, 1), context_shape=(8, 2, 1))),
     "factor-out": lambda: FactorOut(split((2, 2, 3))),
     "factor-out-context-map": lambda: FactorOut(split((2, 2, 3), context_shape=(1, 2, 3))),
-    "columns": lambda: Columns((2, 3, 4)),
-    "merged-columns": lambda: Columns((2, 3, 4)).inv,
-    "squares": lambda: Squares((2, 3, 4)),
-    "packed": lambda: Arranged(Squares((1, 3, 4)), split((2, 3, 2), swap=True)),
-    "parallel": lambda: Parallel(InvertibleConv1x1((2, 1, 3)), split((2, 1, 3))),
-    "parallel-context-map": lambda: Parallel(
+    "columns": lambda: SqueezeColumns((2, 3, 4)),
+    "merged-columns": lambda: SqueezeColumns((2, 3, 4)).inv,
+    "squares": lambda: SqueezeCheckerboard((2, 3, 4)),
+    "packed": lambda: Sandwich(SqueezeCheckerboard((1, 3, 4)), split((2, 3, 2), swap=True)),
+    "parallel": lambda: Halves(InvertibleConv1x1((2, 1, 3)), split((2, 1, 3))),
+    "parallel-context-map": lambda: Halves(
         split((2, 2, 2), context_shape=(1, 2, 2)), split((2, 2, 2), context_shape=(1, 2, 2), swap=True)
     ),
     "columns-chain": lambda: Chain(
         [
-            Columns((1, 2, 4)),
-            Parallel(*[initialized(ActNorm((1, 2, 2), per_position=True)) for _ in range(2)]),
+            SqueezeColumns((1, 2, 4)),
+            Halves(*[initialized(ActNorm((1, 2, 2), per_position=True)) for _ in range(2)]),
             split((2, 2, 2), net=partial(attention, size=(2, 2)), transformer=MixtureLogistic(2)),
-            Columns((1, 2, 4)).inv,
+            SqueezeColumns((1, 2, 4)).inv,
         ]
     ),
     # algebra
@@ -360,7 +367,7 @@ ZOO = {
     "flowpp-dequantizer": lambda: calm(
         Chain(flowpp_dequantizer((1, 4, 4), couplings=1, components=2, net=calm_attention, embedding=features))
     ),
-    "arranged": lambda: Arranged(Columns((1, 2, 4)), SplitCoupling((2, 2, 2), convnet(1, 2), Affine())),
+    "arranged": lambda: Sandwich(SqueezeColumns((1, 2, 4)), SplitCoupling((2, 2, 2), convnet(1, 2), Affine())),
     "glow-2": lambda: calm(Chain(glow_transforms(2, steps=2, net=mlp))),
     "glow-odd": lambda: calm(Chain(glow_transforms((5,), steps=2, net=mlp))),
     "glow-plu": lambda: calm(Chain(glow_transforms(3, steps=2, net=mlp, plu=True))),

@@ -1,0 +1,339 @@
+"""The contract of a bijection, and the whole bridge to Pyro.
+
+A :class:`Bijection` is two pure methods that return a value *and* its log-determinant, one for each direction.
+Everything that Pyro and torch expect of a transform (calls, inverses, Jacobians, caches, shapes, conditioning) is
+derived from these two here, once.
+
+Direction: layers are written as the papers write f, data -> latent, top to bottom in the order of the paper's figure.
+:class:`~torch.distributions.TransformedDistribution` wants latent -> data, so builders return
+``[layer.inv for layer in reversed(layers)]``.
+"""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from pyro.distributions import TransformModule
+from pyro.distributions.conditional import ConditionalTransform
+from torch import Size, Tensor, nn
+from torch.distributions import biject_to, constraints, identity_transform, transform_to
+
+from .._runtime.batch_statistics import hold_statistics
+from .cache import Cache, fingerprint
+
+__all__ = ["Bijection", "Conditioned", "Inverse"]
+
+
+class _Finite(type(constraints.real)):  # type: ignore[misc]
+    """The finite real numbers; torch's ``real`` accepts infinities."""
+
+    def check(self, value: Tensor) -> Tensor:
+        return value.isfinite()
+
+
+finite = _Finite()
+biject_to.register(_Finite, lambda constraint: identity_transform)
+transform_to.register(_Finite, lambda constraint: identity_transform)
+
+
+def _zero_or_one(cache_size: int) -> int:
+    if cache_size not in (0, 1):
+        raise ValueError(f"cache_size must be 0 or 1, but got {cache_size}.")
+    return cache_size
+
+
+def sum_rightmost(value: Tensor, ndim: int) -> Tensor:
+    """Sums the last ``ndim`` dimensions of ``value``."""
+    if ndim > 1:
+        value = value.flatten(-ndim)
+    return value.sum(-1) if ndim else value
+
+
+class Bijection(TransformModule, ConditionalTransform):
+    """A differentiable bijection y = f(x; context) between events of fixed shape, with its log-determinant.
+
+    A subclass writes :meth:`forward_and_log_det` and :meth:`inverse_and_log_det`; being a Pyro transform, a Module
+    and a conditional transform follows from them.
+
+    The last result is remembered for the call that follows, so that ``log_prob(x)``, or ``rsample()`` and then
+    ``log_prob``, evaluates each network once. It is used only for the very same tensors, unmodified, with unmodified
+    parameters and buffers, and in the same grad, autocast and training mode. A change by ``parameter.data.op_()``
+    cannot be seen: call :meth:`clear_cache` after it.
+
+    Args:
+        event_shape: shape of one x: ``()``, ``(D,)`` or ``(C, H, W)``.
+        output_shape: shape of one y, if it differs.
+        cache_size: 1 remembers the last result, 0 does not.
+    """
+
+    bijective = True
+
+    def __init__(
+        self, event_shape: Sequence[int], output_shape: Sequence[int] | None = None, *, cache_size: int = 1
+    ) -> None:
+        super().__init__(cache_size=_zero_or_one(cache_size))
+        self.event_shape = Size(event_shape)
+        self.output_shape = Size(event_shape if output_shape is None else output_shape)
+        self._cache = Cache()
+
+    @abstractmethod
+    def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Maps x (\\*batch, \\*event_shape) to y (\\*batch, \\*output_shape) and log|det dy/dx| (\\*batch)."""
+
+    @abstractmethod
+    def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Maps y (\\*batch, \\*output_shape) to x (\\*batch, \\*event_shape) and log|det dx/dy| (\\*batch)."""
+
+    @property
+    def context_shape(self) -> Size | None:
+        """Shape of one context, ``(length,)`` or ``(C, H, W)``; None for a bijection that takes none."""
+        return None
+
+    # The interface of torch's and Pyro's transforms:
+
+    @constraints.dependent_property(is_discrete=False)
+    def domain(self) -> constraints.Constraint:
+        return constraints.independent(finite, len(self.event_shape))
+
+    @constraints.dependent_property(is_discrete=False)
+    def codomain(self) -> constraints.Constraint:
+        return constraints.independent(finite, len(self.output_shape))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        known = self._cache.recall(self._state_key, x=x)
+        return self._call(x) if known is None else known[1]
+
+    def _inv_call(self, y: Tensor) -> Tensor:
+        known = self._cache.recall(self._state_key, y=y)
+        return self._inverse(y) if known is None else known[0]
+
+    def _call(self, x: Tensor) -> Tensor:
+        self._check(x, self.event_shape)
+        y, log_det = self.forward_and_log_det(x)
+        self._remember(x, y, log_det, forward=True)
+        return y
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        self._check(y, self.output_shape)
+        x, log_det = self.inverse_and_log_det(y)
+        self._remember(y, x, log_det, forward=False)
+        return x
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """log|det dy/dx| of shape (\\*batch), for any x with y = f(x)."""
+        known = self._cache.recall(self._state_key, x=x, y=y)
+        if known is not None:
+            self._cache.clear()  # handed out once, so that no graph is backpropagated twice
+            return known[2]
+        self._check(x, self.event_shape)
+        with hold_statistics():
+            return self.forward_and_log_det(x)[1]
+
+    def forward_shape(self, shape: Sequence[int]) -> Size:
+        return self._batch_shape(shape, self.event_shape) + self.output_shape
+
+    def inverse_shape(self, shape: Sequence[int]) -> Size:
+        return self._batch_shape(shape, self.output_shape) + self.event_shape
+
+    def with_cache(self, cache_size: int = 1) -> Bijection:
+        """Returns a bijection with these parameters that remembers its last result (1) or does not (0)."""
+        if cache_size == self._cache_size:
+            return self
+        other = copy.copy(self)
+        other._cache_size, other._cache = _zero_or_one(cache_size), Cache()
+        return other
+
+    def clear_cache(self) -> None:
+        """Forgets the last results of this bijection and of all its parts."""
+        for module in self.modules():
+            if isinstance(module, Bijection):
+                module._cache.clear()
+
+    def condition(self, context: Tensor) -> Bijection:
+        """Fixes the context, of shape (\\*batch, \\*context_shape); batch dimensions broadcast."""
+        return Conditioned(self, context)
+
+    @property
+    def inv(self) -> Bijection:
+        # Held weakly: two modules that register each other make state_dict() recurse for ever.
+        inverse = None if self._inv is None else self._inv()  # type: ignore[call-arg]
+        if inverse is None:
+            inverse = Inverse(self)
+            if not torch.compiler.is_compiling():  # Dynamo cannot set a weak reference as an attribute
+                self._inv = weakref.ref(inverse)  # type: ignore[assignment]
+        return inverse
+
+    def _context_batch_shape(self, context: Tensor) -> Size:
+        """Returns the batch dimensions of a context; an error if it does not end in ``context_shape``."""
+        if self.context_shape is None:
+            return Size()
+        cut = context.dim() - len(self.context_shape)
+        if cut < 0 or context.shape[cut:] != self.context_shape:
+            raise ValueError(
+                f"{type(self).__name__} expects a context of shape {tuple(self.context_shape)}, "
+                f"but got a tensor of shape {tuple(context.shape)}."
+            )
+        return context.shape[:cut]
+
+    def _batch_shape(self, shape: Sequence[int], event_shape: Size) -> Size:
+        cut = len(shape) - len(event_shape)
+        if cut < 0 or tuple(shape[cut:]) != tuple(event_shape):
+            raise ValueError(
+                f"{type(self).__name__} expects events of shape {tuple(event_shape)}, "
+                f"but got a tensor of shape {tuple(shape)}."
+            )
+        return Size(shape[:cut])
+
+    def _check(self, value: Tensor, event_shape: Size) -> None:
+        """Raises a ValueError unless the values are floating point events of this shape."""
+        self._batch_shape(value.shape, event_shape)
+        if not value.is_floating_point():
+            raise ValueError(f"{type(self).__name__} needs floating point values, but got a tensor of {value.dtype}.")
+
+    def _state_key(self, argument: Tensor, result: Tensor) -> list[Any] | None:
+        """Lists everything that a remembered result depends on; None where that cannot be told."""
+        device = argument.device
+        try:
+            return [
+                *(argument._version, result._version, argument.dtype, device, self.training, torch.is_grad_enabled()),
+                torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type),
+                *fingerprint(self),
+            ]
+        except RuntimeError:  # inference tensors have no version, tensors under a function transform no address
+            return None
+
+    def _remember(self, argument: Tensor, result: Tensor, log_det: Tensor, *, forward: bool) -> None:
+        if self._cache_size and not torch.compiler.is_compiling():
+            self._cache.store(self._state_key, argument, result, log_det if forward else -log_det, forward=forward)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Bijection:
+        self._cache.clear()
+        return super()._apply(fn, recurse)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_inv": None}
+
+    def __repr__(self) -> str:
+        return nn.Module.__repr__(self)
+
+    def extra_repr(self) -> str:
+        shape = str(tuple(self.event_shape))
+        return shape if self.event_shape == self.output_shape else f"{shape} -> {tuple(self.output_shape)}"
+
+
+class Inverse(Bijection):
+    """The inverse of a bijection, as a Module that keeps its parameters (under ``bijection.`` in the state).
+
+        y = f^-1(x),   log|det dy/dx| = -log|det df(y)/dy|
+
+    Made by :attr:`Bijection.inv`, and ``f.inv.inv is f``.
+    """
+
+    def __init__(self, bijection: Bijection) -> None:
+        super().__init__(bijection.output_shape, bijection.event_shape, cache_size=bijection._cache_size)
+        self.bijection = bijection
+
+    @constraints.dependent_property(is_discrete=False)
+    def domain(self) -> constraints.Constraint:
+        return self.bijection.codomain
+
+    @constraints.dependent_property(is_discrete=False)
+    def codomain(self) -> constraints.Constraint:
+        return self.bijection.domain
+
+    @property
+    def context_shape(self) -> Size | None:
+        return self.bijection.context_shape
+
+    @property
+    def inv(self) -> Bijection:
+        return self.bijection
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.bijection._inv = weakref.ref(self)  # type: ignore[assignment]  # a copy: g.inv.inv is g there too
+
+    def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self.bijection.inverse_and_log_det(x, context)
+
+    def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self.bijection.forward_and_log_det(y, context)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.bijection._inv_call(x)
+
+    def _inv_call(self, y: Tensor) -> Tensor:
+        return self.bijection(y)
+
+    def _call(self, x: Tensor) -> Tensor:
+        return self.bijection._inverse(x)
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return self.bijection._call(y)
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        return -self.bijection.log_abs_det_jacobian(y, x)
+
+    def forward_shape(self, shape: Sequence[int]) -> Size:
+        return self.bijection.inverse_shape(shape)
+
+    def inverse_shape(self, shape: Sequence[int]) -> Size:
+        return self.bijection.forward_shape(shape)
+
+    def with_cache(self, cache_size: int = 1) -> Bijection:
+        return self.bijection.with_cache(cache_size).inv
+
+    def condition(self, context: Tensor) -> Bijection:
+        return self.bijection.condition(context).inv
+
+
+class Conditioned(Bijection):
+    """A bijection with its context fixed: f(.; context), which takes no further context.
+
+    Made by :meth:`Bijection.condition`. Batch dimensions of the context broadcast against those of the values, and in
+    :meth:`forward_shape`, so that a base distribution is expanded to one event per context.
+
+    Raises:
+        ValueError: if the context does not end in the bijection's ``context_shape``.
+    """
+
+    context: Tensor
+
+    def __init__(self, bijection: Bijection, context: Tensor) -> None:
+        super().__init__(bijection.event_shape, bijection.output_shape, cache_size=bijection._cache_size)
+        self.bijection = bijection
+        self.register_buffer("context", context, persistent=False)
+        self.context_batch = bijection._context_batch_shape(context)
+
+    @constraints.dependent_property(is_discrete=False)
+    def domain(self) -> constraints.Constraint:
+        return self.bijection.domain
+
+    @constraints.dependent_property(is_discrete=False)
+    def codomain(self) -> constraints.Constraint:
+        return self.bijection.codomain
+
+    def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self.bijection.forward_and_log_det(self._expand(x, self.event_shape), self.context)
+
+    def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self.bijection.inverse_and_log_det(self._expand(y, self.output_shape), self.context)
+
+    def _expand(self, value: Tensor, event_shape: Size) -> Tensor:
+        batch = self._batch_shape(value.shape, event_shape)
+        return value if batch + event_shape == value.shape else value.expand(batch + event_shape)
+
+    def _batch_shape(self, shape: Sequence[int], event_shape: Size) -> Size:
+        batch = super()._batch_shape(shape, event_shape)
+        for i, j in zip(reversed(batch), reversed(self.context_batch), strict=False):
+            if i != j and i != 1 and j != 1:
+                raise ValueError(
+                    f"Values of batch shape {tuple(batch)} and contexts of batch shape {tuple(self.context_batch)} "
+                    f"do not broadcast."
+                )
+        return torch.broadcast_shapes(batch, self.context_batch)

@@ -1,0 +1,146 @@
+"""Composition: bijections one after another, and torch's and Pyro's own transforms among them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import overload
+
+from pyro.distributions.conditional import ConditionalTransform
+from torch import Size, Tensor
+from torch.distributions import Transform, constraints
+
+from .._runtime.construction import recorded
+from .._runtime.recomputation import can_recompute
+from .bijection import Bijection
+from .coupling import compute_splits, split_of
+from .lift import Lift
+from .reversible import DirectedLayer, compute_reversibly
+
+__all__ = ["Chain"]
+
+
+@recorded
+class Chain(Bijection):
+    """The composition of bijections, applied from the first to the last.
+
+        y = f_n(... f_2(f_1(x))),   log|det dy/dx| = sum_i log|det df_i|
+
+    A sequence: ``len(chain)``, ``chain[i]``, ``chain[i:j]`` (again a Chain) and iteration. Torch and Pyro transforms
+    among the parts are wrapped in :class:`Lift`. The parts are registered as ``"0"``, ``"1"``, ...
+
+    Args:
+        bijections: the parts.
+        event_shape: shape of one x; by default that of the first part which knows its shape, seen from the beginning.
+        cache_size: 1 remembers the last result, 0 does not.
+
+    With ``rebuilds``, which :func:`~pyro_realnvp.rebuild` sets, backward inverts reversible parts instead of storing
+    their activations.
+
+    Raises:
+        ValueError: if there is no part, or one does not fit the shape of the output of the part before it.
+    """
+
+    rebuilds = False
+    tolerance: float | None = None
+
+    def __init__(
+        self, bijections: Iterable[Transform], event_shape: Sequence[int] | None = None, *, cache_size: int = 1
+    ) -> None:
+        transforms = list(bijections)
+        if not transforms:
+            raise ValueError("Chain needs at least one bijection, but got none.")
+        for transform in transforms:
+            if not isinstance(transform, Transform | ConditionalTransform):
+                raise ValueError(f"Chain needs torch or Pyro transforms, but got {type(transform).__name__}.")
+        first = shape = Size(_input_shape(transforms) if event_shape is None else event_shape)
+        parts: list[Bijection] = []
+        self._event_dims: list[int] = []  # by part: how many dimensions the event of the chain has more
+        for transform in transforms:
+            part = transform if isinstance(transform, Bijection) else _lift(transform, shape)
+            parts.append(part)
+            self._event_dims.append(len(shape) - len(part.event_shape))
+            shape = part.forward_shape(shape)
+        super().__init__(first, shape, cache_size=cache_size)
+        for index, part in enumerate(parts):
+            self.add_module(str(index), part)
+
+    @property
+    def bijections(self) -> list[Bijection]:
+        return list(self._modules.values())  # type: ignore[arg-type]
+
+    @constraints.dependent_property(is_discrete=False)
+    def domain(self) -> constraints.Constraint:
+        first = self[0].domain
+        return constraints.independent(first, len(self.event_shape) - first.event_dim)
+
+    @constraints.dependent_property(is_discrete=False)
+    def codomain(self) -> constraints.Constraint:
+        last = self[-1].codomain
+        return constraints.independent(last, len(self.output_shape) - last.event_dim)
+
+    @property
+    def context_shape(self) -> Size | None:
+        return next((part.context_shape for part in self if part.context_shape is not None), None)
+
+    def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self._compute(x, context, inverse=False)
+
+    def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self._compute(y, context, inverse=True)
+
+    def _compute(self, x: Tensor, context: Tensor | None, *, inverse: bool) -> tuple[Tensor, Tensor]:
+        layers = [DirectedLayer(part, inverse, dims) for part, dims in zip(self, self._event_dims, strict=True)]
+        if inverse:
+            layers.reverse()
+        if self.rebuilds and can_recompute():
+            return compute_reversibly(layers, x, context, self.tolerance)
+        log_dets: list[Tensor] = []
+        start = 0
+        while start < len(layers):
+            split, end = split_of(layers[start]), start + 1
+            if split is None:
+                x, log_det = layers[start].compute(x, context)
+                log_dets.append(log_det)
+            else:
+                while end < len(layers) and split_of(layers[end]) == split:
+                    end += 1
+                x, found = compute_splits(layers[start:end], split, x, context)
+                log_dets += found
+            start = end
+        return x, sum(log_dets[1:], log_dets[0])
+
+    def __len__(self) -> int:
+        return len(self._modules)
+
+    def __iter__(self) -> Iterator[Bijection]:
+        return iter(self.bijections)
+
+    @overload
+    def __getitem__(self, index: int) -> Bijection: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Chain: ...
+
+    def __getitem__(self, index: int | slice) -> Bijection | Chain:
+        return Chain(self.bijections[index]) if isinstance(index, slice) else self.bijections[index]
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + (", rebuilds=True" if self.rebuilds else "")
+
+
+def _input_shape(transforms: Sequence[Transform]) -> Size:
+    """Returns the event shape of the first part that knows its own, seen through the parts before it."""
+    for index, part in enumerate(transforms):
+        if isinstance(part, Bijection) and part.event_shape:
+            shape = part.event_shape
+            for earlier in reversed(transforms[:index]):
+                shape = earlier.inverse_shape(shape) if isinstance(earlier, Transform) else shape
+            return Size(shape)
+    return Size()  # elementwise parts alone fit any shape
+
+
+def _lift(transform: Transform, shape: Size) -> Lift:
+    elementwise = (
+        isinstance(transform, Transform) and not transform.domain.event_dim and not transform.codomain.event_dim
+    )
+    return Lift(transform, () if elementwise else shape)

@@ -1,0 +1,92 @@
+"""Torch's and Pyro's own transforms as bijections."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pyro.distributions.conditional import ConditionalTransform
+from torch import Size, Tensor
+from torch.distributions import Transform, constraints
+
+from .._runtime.construction import recorded
+from .bijection import Bijection, sum_rightmost
+
+__all__ = ["Lift"]
+
+
+@recorded
+class Lift(Bijection):
+    """Wraps any bijective torch or Pyro transform as a :class:`Bijection`, as a part of a :class:`Chain`, say.
+
+        y = t(x),   log|det dy/dx| = t.log_abs_det_jacobian(x, y)
+
+    Modules keep their parameters, and conditional transforms receive the context. Tensors of a transform that is no
+    Module (the ``loc`` of an ``AffineTransform``, say) are not watched: call ``clear_cache()`` after changing one.
+
+    Args:
+        transform: the transform.
+        event_shape: shape of one x; may stay ``()`` for elementwise transforms.
+
+    Raises:
+        ValueError: if the transform is not bijective, or needs an event shape and none is given.
+    """
+
+    def __init__(self, transform: Transform | ConditionalTransform, event_shape: Sequence[int] = ()) -> None:
+        name = type(transform).__name__
+        if isinstance(transform, Transform):
+            if not transform.bijective:
+                raise ValueError(f"Lift needs a bijective transform, but got {name}.")
+            if len(event_shape) < transform.domain.event_dim:
+                raise ValueError(
+                    f"Lift of {name} needs the shape of its events, of at least {transform.domain.event_dim} "
+                    f"dimensions, but got {tuple(event_shape)}."
+                )
+            output_shape = transform.forward_shape(Size(event_shape))
+        elif isinstance(transform, ConditionalTransform):
+            output_shape = Size(event_shape)
+        else:
+            raise ValueError(f"Lift needs a torch or Pyro transform, but got {name}.")
+        super().__init__(event_shape, output_shape)
+        self.transform = transform
+
+    @constraints.dependent_property(is_discrete=False)
+    def domain(self) -> constraints.Constraint:
+        if not isinstance(self.transform, Transform):
+            return super().domain
+        return constraints.independent(self.transform.domain, len(self.event_shape) - self.transform.domain.event_dim)
+
+    @constraints.dependent_property(is_discrete=False)
+    def codomain(self) -> constraints.Constraint:
+        if not isinstance(self.transform, Transform):
+            return super().codomain
+        return constraints.independent(
+            self.transform.codomain, len(self.output_shape) - self.transform.codomain.event_dim
+        )
+
+    def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        transform = self._conditioned(context)
+        x = x.view_as(x)  # a new tensor, which no cache inside the transform can mistake for an earlier one
+        y = transform(x)
+        return y, self._log_det(transform, x, y)
+
+    def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        transform = self._conditioned(context)
+        y = y.view_as(y)
+        x = transform.inv(y)
+        return x, -self._log_det(transform, x, y)
+
+    def _conditioned(self, context: Tensor | None) -> Transform:
+        if isinstance(self.transform, Transform):
+            return self.transform
+        if context is None:
+            raise ValueError(f"Lift of {type(self.transform).__name__} needs a context, but got none.")
+        return self.transform.condition(context)
+
+    def _log_det(self, transform: Transform, x: Tensor, y: Tensor) -> Tensor:
+        log_det = transform.log_abs_det_jacobian(x, y)
+        return sum_rightmost(log_det, len(self.event_shape) - transform.domain.event_dim)
+
+    def clear_cache(self) -> None:
+        super().clear_cache()
+        if hasattr(self.transform, "clear_cache"):
+            self.transform.clear_cache()

@@ -1,0 +1,239 @@
+"""Linear and affine bijections: Scale (NICE), FixedAffine, Permute, and the invertible 1x1 convolution (Glow)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .._runtime.autocast import full_precision
+from .._runtime.construction import recorded
+from .bijection import Bijection
+from .normalization import ActNorm
+from .reversible import Reversible
+
+__all__ = ["FixedAffine", "InvertibleConv1x1", "Permute", "Scale"]
+
+
+@recorded
+class Scale(Reversible):
+    """Scales every element: y = x exp(log_scale), log|det dy/dx| = sum log_scale. Dinh et al. (2014), section 3.3.
+
+    Args:
+        event_shape: shape of x, and of the learned ``log_scale``, which starts at zero.
+    """
+
+    def __init__(self, event_shape: Sequence[int]) -> None:
+        super().__init__(event_shape)
+        self.log_scale = nn.Parameter(torch.zeros(*event_shape))
+
+    def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return x * self.log_scale.exp(), self._log_det(x)
+
+    def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return y * (-self.log_scale).exp(), -self._log_det(y)
+
+    def _log_det(self, x: Tensor) -> Tensor:
+        return self.log_scale.sum().expand(x.shape[: x.dim() - len(self.event_shape)])
+
+
+@recorded
+class FixedAffine(Bijection):
+    """Shifts and scales a vector by constants: y = loc + L x, log|det dy/dx| = sum log L_ii.
+
+    The constants are saved with the state and not learned. As the last layer of a flow, with the mean and the
+    covariance L L^T of the data, it lets the layers before it work on standardized data.
+
+    Args:
+        loc: (D,).
+        scale: (D,) for a diagonal L, or lower-triangular (D, D); the diagonal is positive.
+
+    Raises:
+        ValueError: if the shapes do not fit, or the diagonal is not positive.
+    """
+
+    loc: Tensor
+    scale: Tensor
+
+    def __init__(self, loc: Tensor, scale: Tensor) -> None:
+        if scale.shape not in (loc.shape, loc.shape * 2):
+            raise ValueError(
+                f"FixedAffine needs a scale (D,) or (D, D) for loc {tuple(loc.shape)}, but got {tuple(scale.shape)}."
+            )
+        super().__init__(loc.shape)
+        self.register_buffer("loc", loc.detach().clone())
+        self.register_buffer("scale", scale.detach().clone() if scale.dim() == 1 else scale.detach().tril())
+        if not (self._diagonal > 0).all():
+            raise ValueError(f"FixedAffine needs a positive diagonal, but got {float(self._diagonal.min())} in it.")
+
+    def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        with full_precision(x):
+            y = x * self.scale if self.scale.dim() == 1 else x @ self.scale.T
+        return self.loc + y, self._log_det(x)
+
+    def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        y = y - self.loc
+        if self.scale.dim() == 1:
+            return y / self.scale, -self._log_det(y)
+        x = torch.linalg.solve_triangular(self.scale, y.unsqueeze(-1), upper=False)
+        return x.squeeze(-1), -self._log_det(y)
+
+    @property
+    def _diagonal(self) -> Tensor:
+        return self.scale if self.scale.dim() == 1 else self.scale.diagonal()
+
+    def _log_det(self, x: Tensor) -> Tensor:
+        return self._diagonal.log().sum().expand(x.shape[:-1])
+
+
+@recorded
+class Permute(Reversible):
+    """Reorders the channels of an image, or the coordinates of a vector: y_c = x_{p(c)}, log|det dy/dx| = 0.
+
+    Args:
+        event_shape: (C, H, W) or (D,).
+        permutation: p, each of 0, ..., C - 1 once.
+
+    Raises:
+        ValueError: if it is not a permutation of the channels.
+    """
+
+    permutation: Tensor
+    inverse_permutation: Tensor
+
+    def __init__(self, event_shape: Sequence[int], permutation: Sequence[int]) -> None:
+        super().__init__(event_shape)
+        if sorted(permutation) != list(range(event_shape[0])):
+            raise ValueError(
+                f"Permute needs a permutation of 0, ..., {event_shape[0] - 1}, but got {list(permutation)}."
+            )
+        order = torch.tensor(list(permutation))
+        self.register_buffer("permutation", order)
+        self.register_buffer("inverse_permutation", order.argsort(), persistent=False)
+
+    def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self._select(x, self.permutation)
+
+    def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self._select(y, self.inverse_permutation)
+
+    def _select(self, x: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
+        dim = -len(self.event_shape)
+        return x.index_select(dim, order), x.new_zeros(x.shape[:dim])
+
+    def _load_from_state_dict(self, *args: object) -> None:
+        super()._load_from_state_dict(*args)
+        self.inverse_permutation.copy_(self.permutation.argsort())
+
+
+class _Plain(nn.Module):
+    """Parametrises W by its entries; starts as a random rotation."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(nn.init.orthogonal_(torch.empty(channels, channels)))
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        # In double precision: the determinant of a few hundred channels spans more than float32 keeps.
+        return self.weight, torch.linalg.slogdet(self.weight.double()).logabsdet.to(self.weight.dtype)
+
+
+class _Factorized(nn.Module):
+    """Parametrises W = P L (U + diag(sign exp(log_s))), P and signs fixed. Kingma & Dhariwal (2018), equation 11."""
+
+    permutation: Tensor
+    sign: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        rotation = nn.init.orthogonal_(torch.empty(channels, channels, device="cpu"))
+        p, lower, upper = torch.linalg.lu(rotation)
+        device = torch.get_default_device()
+        self.lower = nn.Parameter(lower.to(device))
+        self.upper = nn.Parameter(upper.to(device))
+        self.log_s = nn.Parameter(upper.diagonal().abs().log().to(device))
+        self.register_buffer("permutation", p.to(device))
+        self.register_buffer("sign", upper.diagonal().sign().to(device))
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        lower = self.lower.tril(-1) + torch.eye(len(self.sign), dtype=self.lower.dtype, device=self.lower.device)
+        upper = self.upper.triu(1) + torch.diag(self.sign * self.log_s.exp())
+        return self.permutation @ lower @ upper, self.log_s.sum()
+
+
+@recorded
+class InvertibleConv1x1(Reversible):
+    """A learned linear map of the channels of every pixel. Kingma & Dhariwal (2018), section 3.2.
+
+        y_ij = W x_ij,   log|det dy/dx| = H W log|det W|
+
+    With an ActNorm in front, W (x - shift) exp(log_scale) is computed as one convolution.
+
+    Args:
+        event_shape: (C, H, W) or (D,).
+        norm: an :class:`ActNorm` of the same events, applied first and folded into the convolution.
+        plu: the factorized form of equation 11, whose determinant is a sum, instead of W itself.
+
+    Raises:
+        ValueError: when inverting, if W is singular.
+    """
+
+    def __init__(self, event_shape: Sequence[int], *, norm: ActNorm | None = None, plu: bool = False) -> None:
+        super().__init__(event_shape)
+        shape = tuple(event_shape)
+        if len(shape) not in (1, 3):
+            raise ValueError(f"InvertibleConv1x1 needs events (D,) or (C, H, W), but got {shape}.")
+        if norm is not None and (norm.event_shape != self.event_shape or norm.shift.dim() > 1):
+            raise ValueError(
+                f"InvertibleConv1x1 of events {shape} takes an ActNorm per channel of the same events, but got "
+                f"ActNorm of events {tuple(norm.event_shape)} with {norm.shift.numel()} numbers."
+            )
+        self.norm = norm
+        self.matrix = (_Factorized if plu else _Plain)(event_shape[0])
+
+    @property
+    def is_reversible(self) -> bool:
+        return self.norm is None or self.norm.is_reversible
+
+    def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        if self.norm is not None:
+            self.norm.initialize_once(x)
+        with full_precision(x):
+            weight, log_det = self.matrix()
+            bias = None
+            if self.norm is not None:
+                weight = weight * self.norm.log_scale.exp()
+                bias = -(weight @ self.norm.shift)
+                log_det = log_det + self.norm.log_scale.sum()
+            return self._apply_matrix(x, weight, bias), self._expand(x, log_det)
+
+    def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        with full_precision(y):
+            return self._inverse_and_log_det(y)
+
+    def _inverse_and_log_det(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        weight, log_det = self.matrix()
+        inverse, info = torch.linalg.inv_ex(weight.double())
+        if not torch.compiler.is_compiling():
+            error = (weight.double() @ inverse).sub_(torch.eye(len(weight), device=weight.device)).abs().max()
+            if bool((info != 0) | ~(error < 1e-3)):
+                raise ValueError(f"InvertibleConv1x1 has a singular matrix W of {len(weight)} channels.")
+        inverse = inverse.to(weight.dtype)
+        bias = None
+        if self.norm is not None:
+            inverse = (-self.norm.log_scale).exp()[:, None] * inverse
+            bias = self.norm.shift
+            log_det = log_det + self.norm.log_scale.sum()
+        return self._apply_matrix(y, inverse, bias), -self._expand(y, log_det)
+
+    def _apply_matrix(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if len(self.event_shape) == 1:
+            return F.linear(x, weight, bias)
+        batch = x.shape[:-3]
+        y = F.conv2d(x.reshape(batch.numel(), *self.event_shape), weight[:, :, None, None], bias)
+        return y.reshape(x.shape)
+
+    def _expand(self, x: Tensor, log_det: Tensor) -> Tensor:
+        return (log_det * self.event_shape[1:].numel()).expand(x.shape[: x.dim() - len(self.event_shape)])

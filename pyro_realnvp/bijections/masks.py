@@ -1,0 +1,82 @@
+"""Masks of the part of an event that a coupling leaves unchanged: boolean, True = unchanged (b in the papers)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["alternating", "channelwise", "checkerboard"]
+
+
+def checkerboard(event_shape: Sequence[int], *, flip: bool = False) -> Tensor:
+    """Makes a checkerboard mask, equal in all channels.
+
+        b[c, i, j] = (i + j + 1) mod 2
+
+    so the top left pixel is unchanged, as in the released code of Dinh et al. (2017); their figure 3 shows the other
+    parity, which ``flip`` gives.
+
+    Args:
+        event_shape: (C, H, W).
+        flip: exchanges True and False.
+
+    Returns:
+        A boolean tensor of shape (C, H, W).
+
+    Raises:
+        ValueError: if the event is not an image of at least two pixels.
+    """
+    if len(event_shape) != 3 or event_shape[1] * event_shape[2] < 2:
+        raise ValueError(
+            f"checkerboard needs an image of shape (C, H, W) with two pixels or more, but got {tuple(event_shape)}."
+        )
+    channels, height, width = event_shape
+    parity = (torch.arange(height)[:, None] + torch.arange(width)) % 2
+    return (parity == int(flip)).expand(channels, height, width).clone()
+
+
+def channelwise(event_shape: Sequence[int], *, flip: bool = False) -> Tensor:
+    """Makes a mask of the first half of the channels of an image. Dinh et al. (2017), section 3.4.
+
+        b[c, i, j] = 1 if c < C/2 else 0
+
+    Args:
+        event_shape: (C, H, W).
+        flip: exchanges True and False.
+
+    Returns:
+        A boolean tensor of shape (C, H, W).
+
+    Raises:
+        ValueError: if the event is not an image, or its number of channels is odd.
+    """
+    if len(event_shape) != 3 or event_shape[0] % 2:
+        raise ValueError(
+            f"channelwise needs an image of shape (C, H, W) with an even number of channels, "
+            f"but got {tuple(event_shape)}."
+        )
+    channels, height, width = event_shape
+    first = torch.arange(channels) < channels // 2
+    return (first ^ flip)[:, None, None].expand(channels, height, width).clone()
+
+
+def alternating(event_shape: Sequence[int], *, flip: bool = False) -> Tensor:
+    """Makes a mask of every other coordinate of a vector, beginning with the first.
+
+        b[i] = (i + 1) mod 2
+
+    Args:
+        event_shape: (D,).
+        flip: exchanges True and False.
+
+    Returns:
+        A boolean tensor of shape (D,).
+
+    Raises:
+        ValueError: if the event is not a vector of at least two coordinates.
+    """
+    if len(event_shape) != 1 or event_shape[0] < 2:
+        raise ValueError(f"alternating needs a vector of shape (D,) with D of 2 or more, but got {tuple(event_shape)}.")
+    return torch.arange(event_shape[0]) % 2 == int(flip)

@@ -1,0 +1,125 @@
+"""Elementwise maps given parameters, and the maps from a raw network output to a scale.
+
+A transformer knows nothing of couplings and networks: it receives x of shape (\\*batch, C, ...) and parameters of
+shape (\\*batch, P C, ...), where the first C channels are the first parameter of every element, and so on. ``dim`` is
+the axis of the channels, counted from the right.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from .._runtime.construction import recorded
+from .._runtime.deprecation import renamed
+
+__all__ = ["Additive", "Affine", "SigmoidLogScale", "SoftClipLogScale", "TanhLogScale", "Transformer"]
+
+
+class Transformer(nn.Module):
+    """A monotone map of every element x, given P parameters for it."""
+
+    num_parameters: int
+    closed_form = False  #: whether the inverse is as exact as the forward map: no search, no saturation
+
+    @abstractmethod
+    def forward_and_log_det(self, x: Tensor, params: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+        """Maps x to y and log|dy/dx|, both of the shape of x."""
+
+    @abstractmethod
+    def inverse_and_log_det(self, y: Tensor, params: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+        """Maps y to x and log|dx/dy|, both of the shape of y."""
+
+
+@recorded
+class Additive(Transformer):
+    """y = x + shift, with log|dy/dx| = 0. Dinh et al. (2014), equation 9. One parameter: shift."""
+
+    num_parameters = 1
+    closed_form = True
+
+    def forward_and_log_det(self, x: Tensor, params: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+        return x + params, torch.zeros_like(x)
+
+    def inverse_and_log_det(self, y: Tensor, params: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+        return y - params, torch.zeros_like(y)
+
+
+@recorded
+class Affine(Transformer):
+    """y = x exp(log_scale) + shift, with log|dy/dx| = log_scale. Dinh et al. (2017), equations 7 and 8.
+
+    Two parameters: shift and raw, with log_scale a bounded function of raw.
+
+    Args:
+        log_scale: maps the raw network output to log_scale, elementwise; any callable, finite and with a finite
+            gradient for every finite input. ``SoftClipLogScale()`` by default.
+    """
+
+    num_parameters = 2
+    closed_form = True
+
+    def __init__(self, log_scale: nn.Module | None = None, *, scale: nn.Module | None = None) -> None:
+        super().__init__()
+        if scale is not None:
+            log_scale = renamed(scale, "Affine(scale=...)", "Affine(log_scale=...)")
+        self.scale = SoftClipLogScale() if log_scale is None else log_scale  # the name is part of the state's keys
+
+    def forward_and_log_det(self, x: Tensor, params: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+        shift, raw = params.chunk(2, dim)
+        log_scale = self.scale(raw)
+        return torch.addcmul(shift, x, log_scale.exp()), log_scale
+
+    def inverse_and_log_det(self, y: Tensor, params: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+        shift, raw = params.chunk(2, dim)
+        log_det = -self.scale(raw)
+        return (y - shift) * log_det.exp(), log_det
+
+
+@recorded
+class TanhLogScale(nn.Module):
+    """log_scale = alpha tanh(raw), alpha one learned number. Dinh et al. (2017), section 4.1.
+
+    Args:
+        initial: alpha at the start. With 0 the network must not end in a layer of zeros, or the gradients of both
+            alpha and the network would be 0.
+    """
+
+    def __init__(self, initial: float = 1.0) -> None:
+        super().__init__()
+        self.alpha = nn.Parameter(torch.tensor(float(initial)))
+
+    def forward(self, raw: Tensor) -> Tensor:
+        return self.alpha * raw.tanh()
+
+
+@recorded
+class SigmoidLogScale(nn.Module):
+    """scale = floor + (1 - floor) sigmoid(raw + 2), in (floor, 1). The released code of Kingma & Dhariwal (2018).
+
+    The floor, absent there, keeps the inverse finite. At raw = 0 the scale is 0.88, not 1.
+    """
+
+    def __init__(self, floor: float = 1e-4) -> None:
+        super().__init__()
+        self.floor = floor
+
+    def forward(self, raw: Tensor) -> Tensor:
+        return (self.floor + (1 - self.floor) * (raw + 2).sigmoid()).log()
+
+
+@recorded
+class SoftClipLogScale(nn.Module):
+    """log_scale = raw / (1 + |raw| / bound), in (-bound, bound), with slope 1 at 0.
+
+    The default of the vector flows: the identity at raw = 0, and scales from exp(-bound) to exp(bound).
+    """
+
+    def __init__(self, bound: float = 7.0) -> None:
+        super().__init__()
+        self.bound = bound
+
+    def forward(self, raw: Tensor) -> Tensor:
+        return raw / raw.abs().div_(self.bound).add_(1)

@@ -1,0 +1,119 @@
+"""Pieces that the families share: the shapes of events and contexts, and couplings of vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Protocol, TypeGuard
+
+from torch import Size, Tensor, nn
+
+from ..bijections.bijection import Bijection
+from ..bijections.coupling import Elementwise, SplitCoupling
+from ..bijections.multiscale import Sandwich, Squeeze
+from ..bijections.transformers import Transformer
+from ..networks.conditioner import shape_of_context
+
+__all__ = [
+    "Net",
+    "check_context_map",
+    "is_map",
+    "latent_to_data",
+    "on_squeezed",
+    "reject_arguments",
+    "shape_of_event",
+    "squeezed_context",
+    "vector_couplings",
+    "with_context",
+]
+
+
+class Net(Protocol):
+    """Builds the network of a coupling; see :mod:`pyro_realnvp.networks.conditioner`."""
+
+    def __call__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        /,
+        *,
+        context_dim: int = 0,
+        context_shape: Sequence[int] | None = None,
+        mask: Tensor | None = None,
+        level: int = 0,
+    ) -> nn.Module: ...
+
+
+def latent_to_data(layers: Sequence[Bijection]) -> list[Bijection]:
+    """Turns layers data -> latent into the list latent -> data that ``TransformedDistribution`` expects."""
+    return [layer.inv for layer in reversed(layers)]
+
+
+def with_context(net: Net, context_shape: Size | None) -> Net:
+    """Fixes the context of a network, in the two keywords of its contract."""
+    if context_shape is None:
+        return partial(net, context_dim=0, context_shape=None)
+    if len(context_shape) == 1:
+        return partial(net, context_dim=context_shape[0], context_shape=None)
+    return partial(net, context_dim=0, context_shape=context_shape)
+
+
+def shape_of_event(name: str, event_shape: int | Sequence[int]) -> Size:
+    """Returns the shape (D,) or (C, H, W) of events that the family ``name`` is asked for."""
+    shape = Size((event_shape,)) if isinstance(event_shape, int) else Size(event_shape)
+    if len(shape) not in (1, 3) or min(shape) < 1:
+        raise ValueError(f"{name} needs an event shape D, (D,) or (C, H, W), but got {event_shape}.")
+    return shape
+
+
+def check_context_map(
+    name: str, shape: Size, context_shape: int | Sequence[int] | None, context_dim: int
+) -> Size | None:
+    """Returns the shape of the context of an image flow; an error if a map does not lie over the image."""
+    context = shape_of_context(name, context_shape, context_dim)
+    if context is not None and len(context) != 1 and (len(context) != 3 or context[1:] != shape[1:]):
+        raise ValueError(
+            f"A context map has the height and width of the image {tuple(shape)}, but got {tuple(context)}."
+        )
+    return context
+
+
+def reject_arguments(name: str, shape: Size, **arguments: int | None) -> None:
+    """Raises a ValueError if an argument was given that does not apply to events of this shape."""
+    for argument, value in arguments.items():
+        if value is not None:
+            kind = "vectors" if len(shape) == 1 else "images"
+            raise ValueError(f"{name} of {kind} takes no {argument}, but got {argument}={value} for {tuple(shape)}.")
+
+
+def vector_couplings(
+    shape: Size, couplings: int, net: Net, transformer: Callable[[], Transformer], context_shape: Size | None
+) -> list[Bijection]:
+    """Couplings that transform one half of the coordinates given the other, in turns; one coordinate: elementwise."""
+    dim, net = shape[0], with_context(net, context_shape)
+    if dim == 1:
+        alone = transformer()
+        return [Elementwise(shape, alone, None if context_shape is None else net(0, alone.num_parameters))]
+    layers: list[Bijection] = []
+    for index in range(couplings):
+        swap, transform = index % 2 == 1, transformer()
+        changed = dim - dim // 2 if swap else dim // 2
+        conditioner = net(dim - changed, transform.num_parameters * changed)
+        layers.append(SplitCoupling(shape, conditioner, transform, swap=swap))
+    return layers
+
+
+def is_map(context_shape: Size | None) -> TypeGuard[Size]:
+    """Returns whether a context is a map (C, H, W), which is rearranged with the image."""
+    return context_shape is not None and len(context_shape) == 3
+
+
+def squeezed_context(context_shape: Size | None) -> Size | None:
+    """Returns the shape of a context behind a :class:`Squeeze`: a map is squeezed in plain order, a vector is not."""
+    return Squeeze(context_shape).output_shape if is_map(context_shape) else context_shape
+
+
+def on_squeezed(shape: Size, f: Bijection, context_shape: Size | None, *, ordered: bool = False) -> Bijection:
+    """Applies a bijection of squeezed images to images, and squeezes a context map with them."""
+    context = Squeeze(context_shape) if is_map(context_shape) else None
+    return Sandwich(Squeeze(shape, ordered=ordered), f, context=context)

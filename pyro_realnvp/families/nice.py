@@ -1,0 +1,59 @@
+"""NICE, assembled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+from torch import Size, nn
+from torch.distributions import ReshapeTransform
+
+from .._runtime.checks import at_least
+from .._runtime.construction import recorded
+from ..bijections.bijection import Bijection
+from ..bijections.lift import Lift
+from ..bijections.linear import Permute, Scale
+from ..bijections.transformers import Additive
+from ..networks.conditioner import shape_of_context
+from ..networks.mlp import MLP
+from .assembly import Net, latent_to_data, shape_of_event, vector_couplings
+
+__all__ = ["nice_transforms"]
+
+
+@recorded
+def nice_transforms(
+    event_shape: int | Sequence[int],
+    *,
+    couplings: int = 4,
+    net: Net | None = None,
+    context_shape: int | Sequence[int] | None = None,
+    context_dim: int = 0,
+) -> list[Bijection]:
+    """Builds NICE: additive couplings and one diagonal scaling. Dinh, Krueger & Bengio (2014).
+
+    The coordinates with even and with odd index take turns; images are flattened. The paper's prior is
+    :class:`~pyro_realnvp.StandardLogistic` for MNIST and Gaussian elsewhere.
+
+    Args:
+        event_shape: D or (D,), or (C, H, W).
+        couplings: number of couplings.
+        net: builds the networks; ``MLP`` by default for vectors, the paper's five layers of 1000 ReLU for images.
+        context_shape: length of the context vector of a conditional flow, or shape (C, H, W) of its context map.
+        context_dim: length of the context vector, instead.
+
+    Returns:
+        Bijections latent -> data.
+    """
+    shape = shape_of_event("nice_transforms", event_shape)
+    context = shape_of_context("nice_transforms", context_shape, context_dim)
+    flat = Size((shape.numel(),))
+    if net is None:
+        net = MLP if len(shape) == 1 else partial(MLP, hidden=(1000,) * 5, activation=nn.ReLU)
+    layers = vector_couplings(flat, at_least("couplings", couplings), net, Additive, context)
+    if flat[0] > 1:
+        layers = [Permute(flat, [*range(0, flat[0], 2), *range(1, flat[0], 2)]), *layers]
+    layers = [*layers, Scale(flat)]
+    if len(shape) == 3:
+        layers = [Lift(ReshapeTransform(shape, flat), shape), *layers, Lift(ReshapeTransform(flat, shape), flat)]
+    return latent_to_data(layers)

@@ -1,0 +1,199 @@
+"""A flow as one Module: a base distribution and the transforms after it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from pyro import distributions as dist
+from torch import Size, Tensor, nn
+from torch.distributions import Distribution, Transform, constraints
+
+from ._runtime.autocast import upcast
+from ._runtime.construction import recorded
+from .bases import Base
+from .bijections.bijection import Bijection, finite
+from .bijections.chain import Chain
+from .networks.channel_norm import ChannelNorm
+
+__all__ = ["Flow"]
+
+
+@recorded
+class Flow(nn.Module):
+    """A density p(x | context) = p_base(z) |det dz/dx|: one Module that owns the base and the transforms.
+
+    ``flow(x)`` is log p(x), for ``DistributedDataParallel``, ``torch.compile`` and anything else that goes through
+    ``Module.__call__``, and so is ``flow.log_prob(x)``; :meth:`distribution` returns the Pyro distribution, for
+    ``pyro.sample``.
+
+    Only ``train()`` and ``eval()`` differ between training by maximum likelihood and everything else: call ``eval()``
+    on a flow that serves as a prior, in ``Predictive`` or for scoring, since batch normalization and dropout make the
+    density of an event depend on the batch or on chance in training mode. A vector flow as it is built has neither, so
+    that as a guide or a prior it may stay in training mode.
+
+    Under ``torch.autocast(device, dtype=torch.bfloat16)`` the networks run in bfloat16, and everything else stays in
+    float32: affine maps, mixtures, 1x1 convolutions and their determinants, normalization and its statistics, the base,
+    the sums of log-determinants, and the result. As always with autocast, ``backward()`` belongs outside. A network
+    reads equal values in both directions, so that a coupling is inverted to the accuracy of float32; along a whole flow
+    a value that is off in its last digit may, rarely, be rounded to another bfloat16. A network of your own, or a
+    bijection with a matrix product, runs as autocast decides. ``flow.to(memory_format=torch.channels_last)`` makes the
+    convolutional networks compute in that layout, whatever that of x is.
+
+    Keys of the state: ``transforms.<i>.bijection.<...>`` for the i-th transform of a list from a builder, whose items
+    are inverses, counted from the latent side.
+
+    Args:
+        base: a Module that returns a distribution when called with a context or None, and has an ``event_shape``;
+            :class:`~pyro_realnvp.StandardNormal`, say.
+        transforms: latent -> data, as the builders return them; torch and Pyro transforms may be among them.
+
+    Raises:
+        ValueError: if the base is not such a Module, or its events do not fit the transforms.
+    """
+
+    def __init__(self, base: nn.Module, transforms: Iterable[Transform]) -> None:
+        super().__init__()
+        if not isinstance(base, nn.Module) or not hasattr(base, "event_shape"):
+            raise ValueError(
+                f"Flow needs a base Module that returns a distribution, such as StandardNormal(event_shape), "
+                f"but got {type(base).__name__}."
+            )
+        self.base = base
+        self.transforms = Chain(transforms, base.event_shape)  # type: ignore[arg-type]
+        self.event_shape = self.transforms.output_shape
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Computes log p(x | context) in nats, of shape (\\*batch), for x (\\*batch, \\*event_shape).
+
+        Raises:
+            ValueError: if x or the context has the wrong shape or type, and, with validation on, outside of compiled
+                code, if x lies outside the support: NaN, infinite, or not in the unit cube, say.
+        """
+        x, transforms = upcast(x), self._conditioned(context)
+        transforms._check(x, self.event_shape)
+        if Distribution._validate_args and not torch.compiler.is_compiling():
+            self._check_support(x)
+        # In one pass, so that it compiles as one graph; equal to distribution(context).log_prob(x).
+        z, log_det = transforms.inverse_and_log_det(x)
+        base_log_prob = (
+            self.base.log_prob(z, context) if isinstance(self.base, Base) else self.base(context).log_prob(z)
+        )
+        return base_log_prob + log_det
+
+    def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Computes log p(x | context) in nats, as calling the flow does."""
+        return self(x, context)
+
+    def _conditioned(self, context: Tensor | None) -> Bijection:
+        if context is None:
+            return self.transforms
+        # Where only the base depends on the context, the transforms do not see it.
+        of_base_alone = self.transforms.context_shape is None and getattr(self.base, "context_shape", None) is not None
+        return self.transforms if of_base_alone else self.transforms.condition(context)
+
+    def _check_support(self, x: Tensor) -> None:
+        constraint = self.transforms.codomain
+        while isinstance(constraint, constraints.independent):
+            constraint = constraint.base_constraint  # elementwise, which works for an empty batch too
+        if constraint is finite and math.isfinite(x.detach().sum()):  # a sum is not, if a term is not
+            return
+        inside = constraint.check(x)
+        if not inside.all():
+            raise ValueError(
+                f"Flow has no density outside of its support {constraint}, but got {x[~inside].flatten()[0].item()}."
+            )
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Loads a state as any Module does; a state of another architecture changes nothing before the error."""
+        own = self.state_dict()
+        fits = own.keys() == state_dict.keys() and all(own[key].shape == state_dict[key].shape for key in own)
+        before = None if fits else {key: value.clone() for key, value in own.items()}
+        try:
+            return super().load_state_dict(state_dict, strict=strict, assign=assign)
+        except RuntimeError:
+            if before is not None:
+                super().load_state_dict(before)
+            raise
+
+    def distribution(self, context: Tensor | None = None) -> dist.TransformedDistribution:
+        """Returns the Pyro distribution of x, of event shape ``event_shape``, with the batch shape of the context."""
+        return dist.TransformedDistribution(self.base(context), [self._conditioned(context)])
+
+    def condition(self, context: Tensor) -> dist.TransformedDistribution:
+        """Returns ``distribution(context)``, under the name that Pyro's conditional distributions use."""
+        return self.distribution(context)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        sample_shape: Sequence[int] = (),
+        context: Tensor | None = None,
+        *,
+        temperature: float = 1.0,
+        truncation: float | None = None,
+    ) -> Tensor:
+        """Draws samples of shape (\\*sample_shape, \\*context batch, \\*event_shape), without gradients.
+
+        With a temperature T the latents are drawn as mean + T (z - mean), at every level of a multi-scale flow. This is
+        the density p(x)^(1/T^2), normalised, if the base is Gaussian and the log-determinant constant (NICE, Glow with
+        additive couplings); elsewhere it is a heuristic. Kingma & Dhariwal (2018), section 6. With a truncation t every
+        latent is drawn from the base within t standard deviations of its mean, which is exact for the base and a
+        heuristic for x.
+
+        Raises:
+            ValueError: if the temperature is negative, or the truncation not positive.
+        """
+        if temperature < 0:
+            raise ValueError(f"temperature must not be negative, but got {temperature}.")
+        if truncation is not None and truncation <= 0:
+            raise ValueError(f"truncation must be positive, but got {truncation}.")
+        # The batch of a context comes in through the distribution; without one, making it would take longer than z.
+        base = self.base(None) if context is None else self.distribution(context).base_dist
+        z = base.sample(Size(sample_shape))
+        if truncation is not None:
+            each = base.base_dist  # of independent elements
+            low, high = (each.cdf(each.mean + sign * truncation * each.stddev) for sign in (-1, 1))
+            z = each.icdf(low + (high - low) * torch.rand_like(z))
+        if temperature != 1.0:
+            z = base.mean + temperature * (z - base.mean)
+        return self._conditioned(context).forward_and_log_det(z)[0]  # the distribution would remember it
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
+        """Initialises, in any mode, every ActNorm that has seen no data yet, in networks too, from a batch."""
+        transforms = self._conditioned(context)
+        transforms._check(x, self.event_shape)
+        norms = [module for module in self.modules() if isinstance(module, ChannelNorm)]
+        modes = [norm.training for norm in norms]
+        try:
+            for norm in norms:
+                norm.train()
+            transforms.inverse_and_log_det(x)
+        finally:
+            for norm, mode in zip(norms, modes, strict=True):
+                norm.train(mode)
+
+    def summary(self) -> str:
+        """Returns a table of the layers from the data to the latent side: name, event shape, trainable parameters.
+
+        A flow that is built under ``torch.device("meta")`` takes no memory, so that any size can be described.
+        """
+        layers = [layer.inv for layer in reversed(self.transforms.bijections)]
+        lines = [line for layer in layers for line in _described(layer, 1)]
+        lines.append(_line("  " + type(self.base).__name__, self.event_shape, self.base))
+        return "\n".join(lines)
+
+
+def _described(layer: Bijection, depth: int) -> Iterator[str]:
+    yield _line("  " * depth + type(layer).__name__, layer.event_shape, layer)
+    for part in layer.children():
+        if isinstance(part, Bijection):
+            yield from _described(part, depth + 1)
+
+
+def _line(name: str, shape: Size, module: nn.Module) -> str:
+    count = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+    return f"{name:<24} {tuple(shape) or 'any shape'!s:<16} {count:>12,}"

@@ -1,0 +1,293 @@
+"""The automatic guide: a RealNVP over all unconstrained latents of a model."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any
+
+import pyro
+import torch
+from pyro import distributions as dist
+from pyro import poutine
+from pyro.infer.autoguide.guides import AutoContinuous
+from pyro.infer.autoguide.initialization import init_to_median
+from pyro.nn.module import _is_module_local_param_enabled
+from torch import Size, Tensor, nn
+from torch.distributions import Transform, biject_to
+
+from ..bases import StandardNormal
+from ..bijections.bijection import Bijection
+from ..bijections.chain import Chain
+from ..bijections.coupling import Elementwise
+from ..bijections.linear import FixedAffine, Permute
+from ..bijections.mixture import MixtureLogistic
+from ..bijections.transformers import Affine
+from ..families.realnvp import realnvp_transforms
+from ..flow import Flow
+from ..networks.mlp import MLP
+from .param_store import register
+from .path_gradient import PathGradientDistribution
+from .sites import constrained, log_joint, log_joints, plate_nesting
+from .warm_start import best_gaussian
+
+__all__ = ["AutoRealNVP"]
+
+_QUANTILE_DRAWS = 20_000
+_MAX_DENSE = 256  # beyond it a covariance is expensive to fit, and the guide starts as a diagonal Gaussian
+
+_copies = itertools.count(1)
+
+
+# The skip keeps log-weights tame far out, where no draw has been; a stronger one would hinder curved posteriors.
+_net = partial(MLP, hidden=(64, 64), gain=0.25, skip=0.3)
+
+
+def default_transforms(dim: int) -> list[Bijection]:
+    """Four pairs of couplings with small networks, and the coordinates shuffled between the pairs.
+
+    Without the shuffles two latents in one half, as the scale of a hierarchy and its groups, would never meet in a
+    coupling. One latent gets a mixture of logistics, in the direction that needs no search.
+    """
+    if dim == 1:
+        return [Elementwise((1,), MixtureLogistic(components=8))]
+    shuffled = [*range(0, dim, 2), *range(1, dim, 2)]
+    layers: list[Bijection] = []
+    for _ in range(4):
+        if layers:
+            layers.append(Permute((dim,), shuffled))
+        layers += realnvp_transforms(dim, couplings=2, net=_net)
+    return layers
+
+
+class AutoRealNVP(AutoContinuous):
+    """A guide that is a flow over all unconstrained latents of a model, each of which is transformed.
+
+        z ~ N(0, I),   x = loc + L (shift + exp(log_scale) * f(z)),   y = biject_to(support)(x)
+
+    with couplings f that start as the identity and learned ``shift`` and ``log_scale`` that start at 0. ``loc`` and
+    ``L`` are constants found when the guide first sees the model: the Gaussian with the highest ELBO among a few that
+    match the gradients of the log-density (:mod:`pyro_realnvp.warm_start`; a few hundred batches of gradients, in one
+    vectorised run of the model each, and with a warning fewer where the model cannot be vectorised). SVI then starts
+    from a good Gaussian in whitened coordinates, where one learning rate suits most models. With ``init_loc_fn`` or
+    ``init_scale``, and for more than 256 latents, the guide starts as N(init_loc, init_scale^2 I) instead, L = I, and
+    nothing is fitted beforehand.
+
+        guide = AutoRealNVP(model)
+        svi = SVI(model, guide, ClippedAdam({"lr": 5e-3, "lrd": 0.999}), Trace_ELBO(32, vectorize_particles=True))
+
+    With vectorised particles the gradient of the ELBO is that of the path of the draws alone, which vanishes as the
+    guide reaches the posterior (:mod:`pyro_realnvp.path_gradient`), at the cost of a second pass through the flow; no
+    setting is needed, for other bounds either.
+
+    The flow is built by :meth:`initialize` or the first call. A state loads into a fresh guide before that. A single
+    latent has nothing to be coupled with, and gets a mixture of logistics.
+
+    Args:
+        model: a Pyro model with continuous latents.
+        transforms: builds the flow: maps D to transforms latent -> data of events (D,), as the builders of this
+            package do. By default eight couplings with networks
+            ``partial(MLP, hidden=(64, 64), gain=0.25, skip=0.3)``, the coordinates shuffled after every second; for
+            several modes or heavy tails, ``flowpp_transforms``.
+        init_loc_fn: a per-site function from ``pyro.infer.autoguide.initialization``; ``init_to_median`` by default.
+        init_scale: standard deviation of every unconstrained latent at the start; 0.1 by default.
+        name: of the guide, and of its parameters in Pyro's global store. Guides of one process whose parameters are
+            in the store at the same time need different names.
+
+    Raises:
+        ValueError: if ``init_scale`` is not positive; on the first call, if another guide of this process has
+            parameters of the same name in the store, or a loaded state is of another number of latents.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        transforms: Callable[[int], Iterable[Transform]] = default_transforms,
+        *,
+        init_loc_fn: Callable[..., Any] | None = None,
+        init_scale: float | None = None,
+        name: str | None = None,
+    ) -> None:
+        if init_scale is not None and not init_scale > 0:
+            raise ValueError(f"init_scale must be positive, but got {init_scale}.")
+        self._find_start = init_loc_fn is None and init_scale is None
+        super().__init__(model, init_loc_fn=_median_or_feasible if init_loc_fn is None else init_loc_fn)
+        self._init_scale = 0.1 if init_scale is None else init_scale
+        self._transforms = transforms
+        if name is not None:
+            self._pyro_name = name
+        # Follows .to() and .double() before there is a flow.
+        self.register_buffer("_zero", torch.zeros(()), persistent=False)
+        self.transform: Chain | None = None
+
+    def initialize(self, *args: Any, **kwargs: Any) -> None:
+        """Runs the model with these arguments and builds the flow; does nothing if that has happened."""
+        if self.prototype_trace is None:
+            self._setup_prototype(*args, **kwargs)
+            if self.master is None:
+                with poutine.block():  # a call that follows creates its own
+                    self._create_plates(*args, **kwargs)
+
+    def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
+        with torch.no_grad():  # a graph inside the prototype could not be copied
+            super()._setup_prototype(*args, **kwargs)
+            loaded = self._flow()
+            if loaded is None:
+                loc = self._init_loc()
+                loc = loc.to(torch.promote_types(loc.dtype, self._zero.dtype))
+                loc = loc.to(self._zero.device) if self._zero.device.type != "cpu" else loc
+                self._build(*self._start(loc, args, kwargs))
+            elif loaded.event_shape != (self.latent_dim,):
+                raise ValueError(
+                    f"The state that was loaded into {self._pyro_name} is of a guide for {loaded.event_shape[0]} "
+                    f"latents, but the model has {self.latent_dim}."
+                )
+
+    def _start(self, loc: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Tensor, float]:
+        """Returns loc and scale of the last layer, and the scale before it."""
+        if not self._find_start or self.latent_dim > _MAX_DENSE:
+            return loc, torch.ones_like(loc), self._init_scale
+
+        def one_by_one(x: Tensor) -> Tensor:
+            return torch.stack([log_joint(self, row, args, kwargs) for row in x])
+
+        def at_once(x: Tensor) -> Tensor:
+            return log_joints(self, x, args, kwargs, nesting=nesting)
+
+        # Hidden from handlers that trace the guide; far from the mode a value may be infinite.
+        with poutine.block(), pyro.validation_enabled(False):
+            nesting = plate_nesting(poutine.trace(self.model).get_trace(*args, **kwargs))
+            probe = loc + self._init_scale * torch.randn(2, len(loc), dtype=loc.dtype, device=loc.device)
+            try:
+                together, apart, again = at_once(probe), one_by_one(probe), one_by_one(probe)
+                # Nothing can be compared for a model that is random itself, as one that subsamples.
+                wrong = torch.equal(apart, again) and not torch.allclose(together, apart, rtol=1e-3)
+                reason = "it gives two draws another density together than apart" if wrong else ""
+            except (RuntimeError, ValueError, IndexError) as error:
+                reason = str(error).splitlines()[0]
+            if reason:
+                warnings.warn(
+                    f"{self._pyro_name} cannot run its model on many draws at once, and finds its start from fewer: "
+                    f"{reason}. Declare batch dimensions by plates, or give init_scale to start without a search.",
+                    stacklevel=2,
+                )
+            density, batch, steps = (one_by_one, 8, 60) if reason else (at_once, 32, 200)
+            loc, scale = best_gaussian(density, loc, self._init_scale, batch=batch, steps=steps)
+        return loc, scale, 1.0
+
+    def _build(self, loc: Tensor, scale: Tensor, init_scale: float = 1.0) -> None:
+        shape = Size(loc.shape)
+        affine = Elementwise(shape, Affine(nn.Identity()))
+        with torch.no_grad():
+            affine.theta[shape[0] :] = math.log(init_scale)  # type: ignore[index]
+        parts = [*self._transforms(shape[0]), affine, FixedAffine(loc, scale)]
+        self.transform = Chain(parts, shape).to(loc)
+
+    def _flow(self) -> Chain | None:
+        return self._modules.get("transform")  # type: ignore[return-value]  # reading a PyroModule's attribute makes Pyro statements
+
+    def _built(self) -> Chain:
+        flow = self._flow()
+        if flow is None:
+            raise ValueError(
+                f"{self._pyro_name} has no flow yet, as it knows no model: call guide.initialize(*args) with the "
+                f"arguments of the model, or load a state."
+            )
+        return flow
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Builds the flow of the state if there is none yet."""
+        if self._flow() is None:
+            start = prefix + "transform."
+            parts = {int(key[len(start) :].split(".")[0]) for key in state_dict if key.startswith(start)}
+            if parts:
+                last = f"{start}{max(parts)}."
+                self._build(state_dict[last + "loc"], state_dict[last + "scale"])
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def get_base_dist(self) -> dist.Distribution:
+        """Returns N(0, I) of shape (D,)."""
+        zero = torch.zeros_like(next(self._built()[-1].buffers()))
+        return dist.Normal(zero, zero + 1, validate_args=False).to_event(1)
+
+    def get_transform(self, *args: Any, **kwargs: Any) -> Chain:
+        """Returns z -> x, from the base to the unconstrained latents; it depends on no argument."""
+        return self._built()
+
+    @property
+    def flow(self) -> Flow:
+        """The density over the unconstrained latents x (D,), sharing the guide's parameters; :func:`save` takes it."""
+        transform = self._built()
+        return Flow(StandardNormal(transform.event_shape).to(next(transform[-1].buffers())), transform)
+
+    def get_posterior(self, *args: Any, **kwargs: Any) -> PathGradientDistribution:
+        """Returns the distribution of the unconstrained latents x, of event shape (D,)."""
+        return PathGradientDistribution(self.get_base_dist(), [self.get_transform()], validate_args=False)
+
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Draws every latent site; with the arguments of the model."""
+        self.initialize(*args, **kwargs)
+        flow = self._built()
+        if _is_module_local_param_enabled():
+            _ = self.transform  # reading the attribute of a PyroModule makes the statements
+        else:
+            register(self._pyro_name, flow, flow[-1])
+        result: dict[str, Tensor] = super().forward(*args, **kwargs)
+        return result
+
+    @torch.no_grad()
+    def sample_posterior(self, sample_shape: Sequence[int] = ()) -> dict[str, Tensor]:
+        """Draws every latent site independently, each (\\*sample_shape, \\*shape of the site), without gradients."""
+        self._built()
+        if self.prototype_trace is None:
+            raise ValueError(f"{self._pyro_name} knows no sites yet: call guide.initialize(*args).")
+        return constrained(self, self.get_posterior().rsample(Size(sample_shape)))[0]
+
+    @torch.no_grad()
+    def quantiles(self, quantiles: Sequence[float] | Tensor, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Computes quantiles of every latent site, each (number of quantiles, \\*shape of the site).
+
+        Of 20,000 draws, for every unconstrained coordinate by itself, and then mapped to the support of the site: for
+        sites whose support is a product of intervals, the marginal quantiles.
+
+        Args:
+            quantiles: numbers between 0 and 1.
+            args, kwargs: of the model, for a guide that has not seen it yet.
+        """
+        self.initialize(*args, **kwargs)
+        x = self.get_posterior().rsample(Size((_QUANTILE_DRAWS,)))
+        return constrained(self, torch.quantile(x, torch.as_tensor(quantiles).to(x), dim=0))[0]
+
+    def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Returns the median of every latent site, as :meth:`quantiles` computes it."""
+        return {name: value[0] for name, value in self.quantiles([0.5], *args, **kwargs).items()}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> AutoRealNVP:
+        """Copies the guide under another name, for the same model."""
+        other = type(self).__new__(type(self))
+        memo[id(self)] = other
+        shared = {"_model", "master", "prototype_trace", "plates", "create_plates", "_transforms"}
+        for key, value in self.__dict__.items():
+            other.__dict__[key] = value if key in shared else copy.deepcopy(value, memo)
+        other._pyro_name = f"{self._pyro_name}_copy{next(_copies)}"
+        return other
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Pyro's own __getstate__ also removes the model from the guide that is saved. Parameters in the store carry
+        # weak references, and their copies do not.
+        return {**self.__dict__, "_model": None, "master": None, "_modules": copy.deepcopy(self._modules)}
+
+
+def _median_or_feasible(site: dict[str, Any]) -> Tensor:
+    """Returns the median of the prior; for an improper one the point that is 0 when unconstrained."""
+    try:
+        value: Tensor = init_to_median(site)
+    except NotImplementedError:
+        fn = site["fn"]
+        transform = biject_to(fn.support)
+        value = transform(torch.zeros(transform.inverse_shape(fn.shape())))
+    return value

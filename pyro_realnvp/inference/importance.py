@@ -1,0 +1,165 @@
+"""Importance sampling with a guide: weighted draws, the evidence, and corrected draws."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.poutine import Trace
+from pyro.poutine.util import prune_subsample_sites
+from torch import Size, Tensor
+
+from .._runtime.checks import at_least
+from .pareto import check_log_weights, effective_sample_size, pareto_k, pareto_k_threshold, pareto_smooth
+from .sites import log_prob_of, plate_nesting
+
+__all__ = ["ImportanceSamples", "importance_sample"]
+
+
+@dataclass(frozen=True, eq=False)
+class ImportanceSamples:
+    """Draws z_s of a guide q with their log-weights log w_s = log p(x, z_s) - log q(z_s), s = 1, ..., S.
+
+    Attributes:
+        samples: the draws by the name of their site, each (S, \\*shape of the site).
+        log_weights: (S,), not normalised.
+    """
+
+    samples: Mapping[str, Tensor]
+    log_weights: Tensor
+
+    @property
+    def log_evidence(self) -> float:
+        """The logarithm of 1/S sum_s w_s. Its exponential is an unbiased estimate of p(x)."""
+        return float(self.log_weights.double().logsumexp(0)) - math.log(len(self.log_weights))
+
+    @property
+    def effective_sample_size(self) -> float:
+        """The :func:`effective_sample_size` of the weights."""
+        return effective_sample_size(self.log_weights)
+
+    @property
+    def pareto_k(self) -> float:
+        """The :func:`pareto_k` of the weights."""
+        return pareto_k(self.log_weights)
+
+    def smoothed(self) -> ImportanceSamples:
+        """Returns the draws with weights from :func:`pareto_smooth`.
+
+        It warns where k-hat is above :func:`pareto_k_threshold`: S draws of this guide cannot be corrected so.
+        """
+        k, threshold = self.pareto_k, pareto_k_threshold(len(self.log_weights))
+        if k > threshold:
+            warnings.warn(
+                f"The Pareto k-hat of the importance weights is {k:.2f}, above {threshold:.2f}: "
+                f"{len(self.log_weights)} draws of this guide are not enough to correct it.",
+                stacklevel=2,
+            )
+        return ImportanceSamples(self.samples, pareto_smooth(self.log_weights))
+
+    def resample(self, num_samples: int) -> dict[str, Tensor]:
+        """Draws (num_samples, \\*shape of the site) from these, independently and in proportion to their weights.
+
+        As S grows they become draws from the posterior: sampling / importance resampling, Rubin (1987). They repeat
+        draws of the guide, of which there should be many more.
+        """
+        weights = (self.log_weights.double() - self.log_weights.max()).exp()
+        index = torch.multinomial(weights, num_samples, replacement=True)
+        return {name: value[index] for name, value in self.samples.items()}
+
+
+def importance_sample(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    *args: Any,
+    num_samples: int,
+    parallel: bool = False,
+    batch_size: int | None = None,
+    **kwargs: Any,
+) -> ImportanceSamples:
+    """Draws from a guide, and weighs every draw by joint density over guide density.
+
+        z_s ~ q(z),   log w_s = log p(x, z_s) - log q(z_s)
+
+    Both densities are those of the traces in the space of the sites, with every ``poutine.scale`` and mask of the
+    model in them. With the exact posterior as the guide, all log-weights are log p(x).
+
+    Args:
+        model, guide: as for :class:`~pyro.infer.SVI`. The guide draws every latent site of the model.
+        args, kwargs: what both are called with.
+        num_samples: S.
+        parallel: whether many draws are made at once, inside an outermost plate; as in
+            :class:`~pyro.infer.Predictive` this needs a model that declares its batch dimensions by plates.
+        batch_size: how many at once, to bound the memory; by default all.
+
+    Raises:
+        ValueError: if a latent site has no counterpart, a plate subsamples its data, or a log-weight is NaN or +inf.
+    """
+    at_least("num_samples", num_samples)
+    size = at_least("batch_size", num_samples if batch_size is None else batch_size)
+    with torch.no_grad(), poutine.block():
+        guide_trace, model_trace = _traces(model, guide, args, kwargs)  # also makes a new guide see the model
+        names = _shared_sites(guide_trace, model_trace)
+        _reject_subsampling(guide_trace, model_trace)
+        nesting = plate_nesting(guide_trace, model_trace)
+        shapes: dict[str, Any] = {name: model_trace.nodes[name]["value"].shape for name in names}  # type: ignore[union-attr]
+        draws, log_weights = [], []
+        for start in range(0, num_samples, size if parallel else 1):
+            count = min(size, num_samples - start) if parallel else 1
+            if parallel:
+                with pyro.plate("_importance_samples", count, dim=-1 - nesting):
+                    guide_trace, model_trace = _traces(model, guide, args, kwargs)
+            elif start:
+                guide_trace, model_trace = _traces(model, guide, args, kwargs)
+            dim = -1 - nesting if parallel else None
+            log_weights.append((log_prob_of(model_trace, dim) - log_prob_of(guide_trace, dim)).expand(count))
+            draws.append({name: _draws(guide_trace, name, count, shape) for name, shape in shapes.items()})
+    return ImportanceSamples(
+        {name: torch.cat([part[name] for part in draws]) for name in names}, check_log_weights(torch.cat(log_weights))
+    )
+
+
+def _traces(
+    model: Callable[..., Any], guide: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[Trace, Trace]:
+    guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+    model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+    return prune_subsample_sites(guide_trace), prune_subsample_sites(model_trace)
+
+
+def _shared_sites(guide_trace: Trace, model_trace: Trace) -> list[str]:
+    """Returns the latent sites in the order of the model; an error if guide and model have different ones."""
+    drawn, latent = _latent_sites(guide_trace), _latent_sites(model_trace)
+    for name in latent:
+        if name not in drawn:
+            raise ValueError(f"Importance sampling needs a guide for every latent site, but got none for '{name}'.")
+    for name in drawn:
+        if name not in latent:
+            raise ValueError(f"Importance sampling needs a latent site for every draw, but '{name}' has none.")
+    return latent
+
+
+def _latent_sites(trace: Trace) -> list[str]:
+    return [name for name, site in trace.iter_stochastic_nodes() if not (site["infer"] or {}).get("is_auxiliary")]
+
+
+def _reject_subsampling(*traces: Trace) -> None:
+    for trace in traces:
+        for site in trace.nodes.values():
+            for frame in site["cond_indep_stack"] if site["type"] == "sample" else ():
+                if frame.full_size is not None and frame.full_size != frame.size:
+                    raise ValueError(
+                        f"Importance sampling needs all the data, but plate '{frame.name}' subsamples "
+                        f"{frame.size} of {frame.full_size}."
+                    )
+
+
+def _draws(trace: Trace, name: str, count: int, shape: Size) -> Tensor:
+    value: Any = trace.nodes[name]["value"]
+    return value.reshape(value.numel() // max(shape.numel(), 1) or count, *shape).expand(count, *shape)

@@ -1,0 +1,87 @@
+"""Hamiltonian Monte Carlo in the space where a trained guide makes the posterior simple."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer import MCMC
+from pyro.infer.autoguide.guides import AutoContinuous
+from torch import Tensor
+
+from .._runtime.constants import constant_parameters
+from .sites import constrained
+
+__all__ = ["NeuTra"]
+
+_LATENT = "_neutra_latent"
+
+
+class NeuTra:
+    """A model in the coordinates of a trained guide: neural transport, for HMC and NUTS.
+
+    The guide's transform x = T(z) maps its base, usually N(0, I), to the unconstrained latents x of the model, and
+    each y = b(x) to the support of its site. In place of the model's sites this one has a single latent vector z with
+
+        log p(z) = log p(y, data) + log|det dy/dx| + log|det dx/dz|
+
+    which is close to the base where the guide is close to the posterior, whatever the guide: NUTS moves in an easy
+    geometry, and stays exact. Hoffman, Sountsov, Dillon, Langmore, Tran, Vasudevan (2019).
+
+        guide = AutoRealNVP(model)                           # 1. train it by SVI
+        neutra = NeuTra(model, guide)                        # 2. sample
+        mcmc = MCMC(NUTS(neutra), num_samples=1000, warmup_steps=500, num_chains=4)
+        mcmc.run(data)
+        posterior = neutra.get_samples(mcmc)                 # 3. the sites of the model
+
+    Chains, divergences, ``jit_compile`` and the rest are those of :class:`~pyro.infer.MCMC`. The parameters of the
+    guide are constants here: no gradient is computed for them, and nothing of the guide changes.
+
+    Pyro's ``NeuTraReparam`` adds log|det dx/dz| to the density of the first site, element by element: if that site is
+    in a plate of n elements it counts n times, and another distribution is sampled. Here it counts once.
+
+    Args:
+        model: the model that the guide was made for.
+        guide: an ``AutoContinuous`` guide whose ``get_transform`` needs no arguments, after training.
+
+    Raises:
+        ValueError: if the guide is no such guide, or has not been called yet.
+    """
+
+    def __init__(self, model: Callable[..., Any], guide: AutoContinuous) -> None:
+        name = type(guide).__name__
+        if not isinstance(guide, AutoContinuous):
+            raise ValueError(f"NeuTra needs an AutoContinuous guide, but got {name}.")
+        if guide.prototype_trace is None:
+            raise ValueError(f"NeuTra needs a trained guide, but got an {name} that was never called.")
+        try:
+            guide.get_base_dist(), guide.get_transform()
+        except (NotImplementedError, TypeError) as error:
+            raise ValueError(
+                f"NeuTra needs a guide with a transform that takes no arguments, but got {name}."
+            ) from error
+        self.model, self.guide = model, guide
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs the model at T(z), for a latent vector z."""
+        with constant_parameters(self.guide):
+            # Masked: the density of z comes from the model alone, the base gives its shape and where to start.
+            z = pyro.sample(_LATENT, self.guide.get_base_dist().mask(False))
+            transform = self.guide.get_transform()
+            x = transform(z)
+            values, log_det = constrained(self.guide, x)
+            # A sum, as that of an elementwise transform comes element by element.
+            pyro.factor(_LATENT + "_log_det", transform.log_abs_det_jacobian(z, x).sum() + log_det)
+        return poutine.condition(self.model, data=values)(*args, **kwargs)
+
+    def get_samples(self, mcmc: MCMC, *, group_by_chain: bool = False) -> dict[str, Tensor]:
+        """Returns the samples of a finished run by the names of the model's sites, as ``mcmc.get_samples`` does.
+
+        Each is (num_samples, \\*shape of the site) or, by chain, (num_chains, num_samples, \\*shape of the site).
+        """
+        z = mcmc.get_samples(group_by_chain=group_by_chain)[_LATENT]
+        with torch.no_grad():
+            return constrained(self.guide, self.guide.get_transform()(z))[0]

@@ -1,0 +1,161 @@
+"""Files of trained flows: the weights, and the calls that make the flow again. Never a pickle.
+
+A file is in the safetensors format. Its metadata has a key ``pyro_realnvp`` with a JSON object: the version, the dtype,
+and either a description (:mod:`pyro_realnvp.training.description`) or the arguments for a function of the user's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .description import describe, make
+
+__all__ = ["load", "save"]
+
+_KEY = "pyro_realnvp"
+_FORMAT = 1
+_ARGUMENT = "argument."  # begins the keys of tensors that belong to the description
+_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float64, torch.float32, torch.float16)}
+_DTYPES["bfloat16"] = torch.bfloat16
+
+
+def save(module: nn.Module, path: str | Path, *, build: Mapping[str, Any] | None = None) -> None:
+    """Writes a flow to one file: its weights, and what :func:`load` needs to make it again.
+
+        save(flow, "flow.safetensors")
+
+    Flows made of this package's functions and classes are described by themselves: builders with networks by
+    ``partial(...)`` of public classes, bases, ``Logit(...)``, chains, liftings of torch's transforms,
+    :class:`~pyro_realnvp.ImageFlow`, and ``guide.flow``. Whether the flow is in training mode, the switches
+    ``recompute``, ``rebuild`` and ``synchronize``, and ``requires_grad`` are not saved.
+
+    The file is written beside, flushed to the disk and renamed: an earlier file is replaced whole or not at all.
+
+    Args:
+        module: a :class:`~pyro_realnvp.Flow`, say.
+        path: of the file.
+        build: instead of a description, arguments (plain JSON values) from which a function that is given to
+            :func:`load` makes the Module.
+
+    Raises:
+        ValueError: if a part of the flow cannot be written down, and ``build`` is not given; the message names it.
+    """
+    safetensors = _safetensors()
+    dtypes = {t.dtype for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()}
+    dtypes = dtypes or {torch.get_default_dtype()}
+    if len(dtypes) > 1:
+        raise ValueError(
+            f"save needs a flow of one floating point dtype, but got {', '.join(sorted(map(str, dtypes)))}."
+        )
+    config: dict[str, Any] = {"format": _FORMAT, "dtype": str(*dtypes).removeprefix("torch.")}
+    tensors: dict[str, Tensor] = {}
+    if build is None:
+        config["description"], tensors = describe(module)
+    else:
+        config["build"] = dict(build)
+    state = module.state_dict()
+    if clash := [key for key in state if key.startswith(_ARGUMENT)]:
+        raise ValueError(f"save needs the keys that begin with {_ARGUMENT!r} for itself, but the state has {clash[0]}.")
+    try:
+        metadata = {_KEY: json.dumps(config)}
+    except TypeError as error:
+        raise ValueError(f"save(..., build=arguments) needs plain JSON values: {error}.") from error
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    whole = {key: value.detach().cpu().contiguous().clone() for key, value in (state | tensors).items()}
+    try:
+        with part.open("wb") as file:
+            file.write(safetensors.save(whole, metadata))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def load(path: str | Path, *, build: Callable[..., nn.Module] | None = None, device: torch.device | str = "cpu") -> Any:
+    """Makes the flow that :func:`save` wrote, in evaluation mode.
+
+        flow = load("flow.safetensors")
+
+    Args:
+        path: of the file.
+        build: for a file that was saved with ``build=arguments``, a function that makes the Module of them.
+        device: where the flow is put.
+
+    Returns:
+        The Module; its log-densities are those of the one that was saved, to the last bit.
+
+    Raises:
+        ValueError: if the file is truncated, has no configuration, names something that is no class or function of
+            this package, or has the weights of another architecture.
+    """
+    state, config = read(path)
+    arguments = {key: state.pop(key) for key in [*state] if key.startswith(_ARGUMENT)}
+    if config is None:
+        raise ValueError(
+            f"{path} has weights but no configuration, as the files of version 0.1: make the flow that they belong to "
+            f"and call flow.load_state_dict(safetensors.torch.load_file(path))."
+        )
+    if config.get("format") != _FORMAT or config.get("dtype") not in _DTYPES:
+        raise ValueError(
+            f"{path} has the format {config.get('format')!r:.50} and the dtype {config.get('dtype')!r:.50}, which this "
+            f"version does not read."
+        )
+    if build is None and "build" in config:
+        raise ValueError(f"{path} was saved with build=arguments; pass load(..., build=function).")
+    if build is not None and "build" not in config:
+        raise ValueError(f"{path} describes its flow itself; it was saved without build=arguments.")
+    try:
+        module = make(config.get("description", {}), arguments) if build is None else build(**config["build"])
+        module = module.to(_DTYPES[config["dtype"]])
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} cannot be made into a flow. {error}") from error
+    expected = {key: tuple(value.shape) for key, value in module.state_dict().items()}
+    found = {key: tuple(value.shape) for key, value in state.items()}
+    for key in sorted(expected.keys() | found.keys()):
+        if expected.get(key) != found.get(key):
+            raise ValueError(
+                f"{path} has weights of another architecture than its configuration: {key} should have shape "
+                f"{expected.get(key, 'none')}, but has {found.get(key, 'none')}."
+            )
+    module.load_state_dict(state)
+    return module.to(device).eval()
+
+
+def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+    """Reads the tensors of a file, and its configuration if there is one; makes nothing of them."""
+    _safetensors()
+    from safetensors import SafetensorError, safe_open
+
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"There is no file {path}.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = (file.metadata() or {}).get(_KEY)
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # no mapping
+    except SafetensorError as error:
+        raise ValueError(f"{path} is truncated or no safetensors file: {error}.") from error
+    try:
+        config = None if metadata is None else json.loads(metadata)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{path} has a configuration that is no JSON: {error}.") from error
+    if config is not None and not isinstance(config, dict):
+        raise ValueError(f"{path} has a configuration that is no JSON object: {metadata:.50}.")
+    return tensors, config
+
+
+def _safetensors() -> Any:
+    try:
+        import safetensors.torch
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("save and load need safetensors: pip install 'pyro-realnvp[train]'") from error
+    return safetensors.torch

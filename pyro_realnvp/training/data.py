@@ -1,0 +1,212 @@
+"""Data for a training: tensors or a DataLoader as batches on the flow's device, and rows that are held out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import constraints
+from torch.utils.data import DataLoader, RandomSampler, SequentialSampler, random_split
+
+from .._runtime.checks import at_least
+from ..bijections.bijection import finite
+from ..flow import Flow
+from .loop import Batches
+
+__all__ = ["Batch", "LoadedRows", "Rows", "TensorRows", "default_noise", "default_weight_decay", "hold_out", "rows_of"]
+
+Batch = tuple[Tensor, ...]  #: (x,) or (x, context)
+
+
+class Rows:
+    """Base class of the data of a training: batches without end, or once through."""
+
+    device: torch.device
+
+    @property
+    def count(self) -> int | None:
+        """Number of rows, if it is known."""
+        raise NotImplementedError
+
+    @property
+    def batches_per_epoch(self) -> int | None:
+        """Number of batches in a pass over the data, if it is known."""
+        raise NotImplementedError
+
+    @property
+    def first(self) -> Batch:
+        """A batch for data-dependent initialisation."""
+        raise NotImplementedError
+
+    @property
+    def standard_deviation(self) -> Tensor:
+        """Standard deviation of every element of x, of the shape of an event; of a DataLoader: over its first batch."""
+        raise NotImplementedError
+
+    def __iter__(self) -> Iterator[Batch]:
+        raise NotImplementedError
+
+    def once(self) -> Iterator[Batch]:
+        """All rows, each once and in their order."""
+        raise NotImplementedError
+
+    def split(self, fraction: float) -> tuple[Rows, Rows]:
+        """Splits the rows at random, a fraction of them into the second part."""
+        raise NotImplementedError
+
+
+class TensorRows(Rows):
+    """Rows of tensors of equal length."""
+
+    def __init__(self, tensors: Batch, batch_size: int) -> None:
+        self.tensors, self.batch_size = tensors, batch_size
+        self.device = tensors[0].device
+
+    @property
+    def count(self) -> int:
+        return len(self.tensors[0])
+
+    @property
+    def batches_per_epoch(self) -> int:
+        return max(1, self.count // self.batch_size)
+
+    @property
+    def first(self) -> Batch:
+        rows = torch.randperm(self.count)[: max(256, self.batch_size)].to(self.device)
+        return tuple(tensor[rows] for tensor in self.tensors)
+
+    @property
+    def standard_deviation(self) -> Tensor:
+        return self.tensors[0].std(0, correction=0)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for rows in Batches(torch.arange(self.count, device=self.device), self.batch_size):
+            yield tuple(tensor[rows] for tensor in self.tensors)
+
+    def once(self) -> Iterator[Batch]:
+        return zip(*(tensor.split(max(1000, self.batch_size)) for tensor in self.tensors), strict=True)
+
+    def split(self, fraction: float) -> tuple[Rows, Rows]:
+        held = max(1, round(fraction * self.count))
+        if held >= self.count:
+            raise ValueError(f"fit cannot hold out {fraction} of {self.count} rows; give validation=None or more rows.")
+        order = torch.randperm(self.count).to(self.device)
+        parts = [tuple(tensor[rows] for tensor in self.tensors) for rows in (order[held:], order[:held])]
+        return TensorRows(parts[0], self.batch_size), TensorRows(parts[1], self.batch_size)
+
+
+class LoadedRows(Rows):
+    """Batches of a DataLoader, moved to the flow's device and dtype."""
+
+    def __init__(self, loader: DataLoader[Any], like: Tensor) -> None:
+        self.loader, self.like, self.device = loader, like, like.device
+
+    @property
+    def count(self) -> int | None:
+        try:
+            return len(self.loader.dataset)  # type: ignore[arg-type]
+        except TypeError:
+            return None
+
+    @property
+    def batches_per_epoch(self) -> int | None:
+        try:
+            return len(self.loader)
+        except TypeError:
+            return None
+
+    @property
+    def first(self) -> Batch:
+        return next(self.once())
+
+    @property
+    def standard_deviation(self) -> Tensor:
+        return self.first[0].std(0, correction=0)
+
+    def __iter__(self) -> Iterator[Batch]:
+        while True:
+            yield from self.once()
+
+    def once(self) -> Iterator[Batch]:
+        empty = True
+        for batch in self.loader:
+            empty = False
+            parts = (batch,) if isinstance(batch, Tensor) else tuple(batch)
+            yield tuple(_tensor(part, self.like) for part in parts)
+        if empty:
+            raise ValueError("fit needs data, but the DataLoader returned no batch.")
+
+    def split(self, fraction: float) -> tuple[Rows, Rows]:
+        loader = self.loader
+        if self.count is None or not isinstance(loader.sampler, RandomSampler | SequentialSampler):
+            raise ValueError(
+                f"fit cannot hold out a fraction of a DataLoader with a {type(loader.sampler).__name__}; give "
+                f"validation=None, or held-out data."
+            )
+        held = max(1, round(fraction * self.count))
+        if held >= self.count:
+            raise ValueError(f"fit cannot hold out {fraction} of {self.count} rows; give validation=None or more rows.")
+        shuffled = isinstance(loader.sampler, RandomSampler)
+        options: dict[str, Any] = {
+            name: getattr(loader, name) for name in ("batch_size", "num_workers", "collate_fn", "pin_memory")
+        }
+        training, rest = random_split(loader.dataset, [self.count - held, held])
+        parts = (
+            DataLoader(training, shuffle=shuffled, drop_last=loader.drop_last, **options),
+            DataLoader(rest, **options),
+        )
+        return LoadedRows(parts[0], self.like), LoadedRows(parts[1], self.like)
+
+
+def rows_of(x: Any, context: Any, *, like: Tensor, batch_size: int) -> Rows:
+    """Turns the data arguments of :func:`~pyro_realnvp.fit` into rows on the device and in the dtype of ``like``."""
+    if isinstance(x, DataLoader):
+        if context is not None:
+            raise ValueError("fit takes the context from the batches of a DataLoader, but got a context besides.")
+        return LoadedRows(x, like)
+    if isinstance(x, tuple | list):
+        if context is not None or len(x) != 2:
+            raise ValueError(f"fit takes x or a pair (x, context), but got {len(x)} parts and context={context!r:.20}.")
+        x, context = x
+    tensors = tuple(_tensor(part, like) for part in (x, context) if part is not None)
+    if any(part.dim() == 0 or len(part) != len(tensors[0]) for part in tensors) or not len(tensors[0]):
+        shapes = " and ".join(str(tuple(part.shape)) for part in tensors)
+        raise ValueError(f"fit needs a row of every tensor for every event, and one at least, but got shapes {shapes}.")
+    for name, part in zip(("x", "context"), tensors, strict=False):
+        bad = ~part.flatten(1).isfinite().all(1) if part.dim() > 1 else ~part.isfinite()
+        if bad.any():
+            raise ValueError(f"fit needs finite data, but row {int(bad.nonzero()[0])} of {name} is not.")
+    return TensorRows(tensors, at_least("batch_size", batch_size))
+
+
+def hold_out(rows: Rows, validation: Any, *, like: Tensor) -> tuple[Rows, Rows | None]:
+    """Returns the rows to train on and those to validate on, given the argument of :func:`~pyro_realnvp.fit`."""
+    if validation is None:
+        return rows, None
+    if isinstance(validation, int | float):
+        if not 0 < validation < 1:
+            raise ValueError(f"validation as a fraction lies between 0 and 1, but got {validation}.")
+        return rows.split(validation)
+    return rows, rows_of(validation, None, like=like, batch_size=1000)
+
+
+def default_weight_decay(rows: Rows) -> float:
+    """30 / N, at most 0.1: a prior that counts like some rows. 0 where the number of rows is not known."""
+    return 0.0 if rows.count is None else min(0.1, 30 / rows.count)
+
+
+def default_noise(flow: nn.Module, rows: Rows) -> float:
+    """1 / sqrt(N), at most 0.05, for a Flow on the whole real line; else 0."""
+    if not isinstance(flow, Flow) or rows.count is None:
+        return 0.0
+    support: constraints.Constraint = flow.transforms.codomain
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return min(0.05, rows.count**-0.5) if support is finite or support is constraints.real else 0.0
+
+
+def _tensor(value: Any, like: Tensor) -> Tensor:
+    tensor = torch.as_tensor(value)
+    return tensor.to(like.device, like.dtype if tensor.is_floating_point() else tensor.dtype)

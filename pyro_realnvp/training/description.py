@@ -1,0 +1,176 @@
+"""Descriptions of flows as JSON, and flows made from descriptions.
+
+A description is a list of nodes, each an object that was made by a call of a marked class or function
+(:mod:`pyro_realnvp._runtime.construction`), or one of a few classes of torch. Arguments are plain values, or refer to
+nodes and tensors. Reading looks every name up in a fixed table: it imports and executes nothing else.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+from torch.distributions import Transform, transforms
+
+from .._runtime.construction import ACTIVATIONS, MARKED, Call, Item, Name, Unrecordable, record_of
+from ..bijections.bijection import Inverse
+
+__all__ = ["Description", "describe", "make"]
+
+Description = dict[str, Any]
+_INVERSE = type(transforms.ExpTransform().inv)
+
+# Classes of torch, and the attributes that hold the arguments of their constructors.
+_TORCH: dict[str, tuple[type, Sequence[str]]] = {
+    **{name: (kind, tuple(inspect.signature(kind).parameters)) for name, kind in ACTIVATIONS.items()},
+    "Dropout": (nn.Dropout, ("p",)),
+    "Flatten": (nn.Flatten, ("start_dim", "end_dim")),
+    "Linear": (nn.Linear, ("in_features", "out_features", "bias")),
+    "AffineTransform": (transforms.AffineTransform, ("loc", "scale", "event_dim")),
+    "ComposeTransform": (transforms.ComposeTransform, ("parts",)),
+    "ExpTransform": (transforms.ExpTransform, ()),
+    "IndependentTransform": (transforms.IndependentTransform, ("base_transform", "reinterpreted_batch_ndims")),
+    "PowerTransform": (transforms.PowerTransform, ("exponent",)),
+    "ReshapeTransform": (transforms.ReshapeTransform, ("in_shape", "out_shape")),
+    "SigmoidTransform": (transforms.SigmoidTransform, ()),
+    "SoftplusTransform": (transforms.SoftplusTransform, ()),
+    "StickBreakingTransform": (transforms.StickBreakingTransform, ()),
+    "TanhTransform": (transforms.TanhTransform, ()),
+}
+_NAMES = {kind: name for name, (kind, _) in _TORCH.items()}
+
+
+def describe(module: nn.Module) -> tuple[Description, dict[str, Tensor]]:
+    """Describes a Module by the calls that it was made by; returns the description and the tensors it refers to.
+
+    Raises:
+        ValueError: if a part was made by a function or class that is not known here; the message names it.
+    """
+    writer = _Writer()
+    root = writer.node(module, "")
+    return {"nodes": writer.nodes, "root": root}, writer.tensors
+
+
+class _Writer:
+    def __init__(self) -> None:
+        self.nodes: list[Any] = []
+        self.tensors: dict[str, Tensor] = {}
+        self._known: dict[int, int] = {}
+
+    def node(self, made: Any, place: str) -> int:
+        """Returns the number of the node of an object or a call, which is added if it is new."""
+        if id(made) not in self._known:
+            node = self._describe(made, place)
+            self._known[id(made)] = len(self.nodes)  # behind its parts, so that a node refers to earlier ones alone
+            self.nodes.append(node)
+        return self._known[id(made)]
+
+    def _describe(self, made: Any, place: str) -> dict[str, Any]:
+        record = made if isinstance(made, Call) else record_of(made)
+        if isinstance(record, Item):
+            return {"item": [self.node(record.call, place), record.index]}
+        if isinstance(record, Call):
+            return {"call": record.name, "arguments": self._arguments(record.kwargs, record.name)}
+        if isinstance(made, Inverse):
+            return {"inverse": self.node(made.bijection, place)}
+        if type(made) is _INVERSE:
+            return {"inverse": self.node(made.inv, place)}
+        if type(made) is nn.Sequential:
+            return {"sequential": [self.node(part, place) for part in made]}
+        if type(made) in _NAMES:
+            name = _NAMES[type(made)]
+            arguments = {key: getattr(made, key) for key in _TORCH[name][1] if hasattr(made, key)}
+            if type(made) is nn.Linear:
+                arguments["bias"] = made.bias is not None
+            return {"torch": name, "arguments": self._arguments(arguments, name)}
+        raise ValueError(_cannot(f"{type(made).__module__}.{type(made).__qualname__}", place))
+
+    def _arguments(self, arguments: Mapping[str, Any], of: str) -> dict[str, Any]:
+        return {key: self._value(value, f"the argument {key!r} of {of}") for key, value in arguments.items()}
+
+    def _value(self, value: Any, place: str) -> Any:
+        if value is None or isinstance(value, bool | int | float | str):
+            return value
+        if isinstance(value, Tensor):
+            key = f"argument.{len(self.tensors)}"
+            self.tensors[key] = value.detach()
+            return {"tensor": key}
+        if isinstance(value, Call) and value.partial:
+            args = [self._value(each, place) for each in value.args]
+            return {"partial": value.name, "args": args, "arguments": self._arguments(value.kwargs, value.name)}
+        if isinstance(value, Name):
+            return {"name": value.name}
+        if isinstance(value, Unrecordable):
+            raise ValueError(_cannot(value.text, place))
+        if isinstance(value, Sequence) and not isinstance(value, nn.Module | Transform):
+            return [self._value(each, place) for each in value]
+        return {"node": self.node(value, place)}
+
+
+def _cannot(what: str, place: str) -> str:
+    return (
+        f"save cannot write down {what}{' in ' + place if place else ''}: it is no class or function of pyro_realnvp. "
+        f"Pass save(..., build=arguments), and load(..., build=function) with a function that makes the flow of them."
+    )
+
+
+def make(description: Description, tensors: Mapping[str, Tensor]) -> Any:
+    """Makes the object that a description describes.
+
+    Raises:
+        ValueError: if the description is no description, or names something that is not in the tables.
+    """
+    reader = _Reader(tensors)
+    try:
+        for node in description["nodes"]:
+            reader.made.append(reader.node(node))
+        return reader.made[description["root"]]
+    except (KeyError, IndexError, TypeError, AttributeError, RuntimeError, RecursionError) as error:
+        raise ValueError(f"The configuration describes no flow: {error!r:.200}") from error
+
+
+class _Reader:
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self.tensors = tensors
+        self.made: list[Any] = []
+
+    def node(self, node: Mapping[str, Any]) -> Any:
+        match node:
+            case {"item": [int(call), int(index)]}:
+                return self.made[call][index]
+            case {"call": str(name), "arguments": dict(arguments)}:
+                return self._marked(name)(**self._arguments(arguments))
+            case {"inverse": int(index)}:
+                return self.made[index].inv
+            case {"sequential": list(parts)}:
+                return nn.Sequential(*(self.made[part] for part in parts))
+            case {"torch": str(name), "arguments": dict(arguments)} if name in _TORCH:
+                return _TORCH[name][0](**self._arguments(arguments))
+        raise ValueError(f"The configuration has a part that is not known: {node!r:.200}")
+
+    def _marked(self, name: str) -> Any:
+        if name not in MARKED:
+            raise ValueError(f"The configuration names {name!r:.100}, which is no class or function of pyro_realnvp.")
+        return MARKED[name]
+
+    def _arguments(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: self._value(value) for key, value in arguments.items()}
+
+    def _value(self, value: Any) -> Any:
+        match value:
+            case None | bool() | int() | float() | str():
+                return value
+            case list():
+                return [self._value(each) for each in value]
+            case {"node": int(index)}:
+                return self.made[index]
+            case {"tensor": str(key)}:
+                return self.tensors[key]
+            case {"name": str(name)}:
+                return ACTIVATIONS[name] if name in ACTIVATIONS else self._marked(name)
+            case {"partial": str(name), "args": list(args), "arguments": dict(arguments)}:
+                return partial(self._marked(name), *map(self._value, args), **self._arguments(arguments))
+        raise ValueError(f"The configuration has a value that is not known: {value!r:.200}")

@@ -1,0 +1,79 @@
+"""The course of a training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["History"]
+
+
+@dataclass(eq=False)
+class History:
+    """The course of a training by :func:`~pyro_realnvp.fit`; every array has one element an interval.
+
+    Attributes:
+        step: number of steps taken, (I,).
+        loss: mean training loss over the interval, (I,), in ``unit``.
+        validation: loss of the averaged flow on held-out data, (I,), in ``unit``; NaN without validation.
+        learning_rate: of the last step of the interval, (I,).
+        seconds: since the start, (I,).
+        unit: ``"nats"`` an event, or ``"bits/dim"`` for images.
+        best_step: step of the state that the flow holds now.
+        ended_by: ``"steps"``, ``"patience"`` or ``"callback"``.
+    """
+
+    step: Tensor
+    loss: Tensor
+    validation: Tensor
+    learning_rate: Tensor
+    seconds: Tensor
+    unit: str
+    best_step: int
+    ended_by: str
+
+    @classmethod
+    def from_rows(cls, rows: list[dict[str, float]], *, unit: str, best_step: int, ended_by: str) -> History:
+        def column(name: str) -> Tensor:
+            return torch.tensor([row[name] for row in rows], dtype=torch.float64)
+
+        return cls(
+            step=column("step").long(),
+            loss=column("loss"),
+            validation=column("validation"),
+            learning_rate=column("learning_rate"),
+            seconds=column("seconds"),
+            unit=unit,
+            best_step=best_step,
+            ended_by=ended_by,
+        )
+
+    @property
+    def best(self) -> float:
+        """The lowest loss on held-out data, in ``unit``; the last training loss if there were none."""
+        finite = self.validation[self.validation.isfinite()]
+        return float(finite.min()) if len(finite) else float(self.loss[-1])
+
+    def plot(self, axes: Any = None) -> Any:
+        """Draws the losses over the steps by matplotlib, into ``axes`` or a new figure, and returns the axes."""
+        try:
+            import matplotlib.pyplot as plt
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError("History.plot needs matplotlib: pip install matplotlib") from error
+        axes = plt.subplots(layout="constrained")[1] if axes is None else axes
+        axes.plot(self.step, self.loss, label="training")
+        if self.validation.isfinite().any():
+            axes.plot(self.step, self.validation, label="validation, averaged weights")
+        axes.axvline(self.best_step, color="gray", linewidth=0.8, linestyle=":", label="state kept")
+        axes.set(xlabel="step", ylabel=f"negative log-density, {self.unit}")
+        axes.legend()
+        return axes
+
+    def __repr__(self) -> str:
+        return (
+            f"History({int(self.step[-1])} steps in {float(self.seconds[-1]):.1f} s, ended by {self.ended_by}, "
+            f"best {self.best:.4f} {self.unit} at step {self.best_step})"
+        )

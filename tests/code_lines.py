@@ -1,0 +1,55 @@
+"""Counts lines of code: those that hold a token which is no comment and belongs to no docstring.
+
+python tests/code_lines.py [FOLDER]                     every module of the package, and the sum
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import sys
+import tokenize
+from pathlib import Path
+
+PACKAGE = Path(__file__).parent.parent / "pyro_realnvp"
+_NO_CODE = (
+    tokenize.COMMENT,
+    tokenize.NL,
+    tokenize.NEWLINE,
+    tokenize.INDENT,
+    tokenize.DEDENT,
+    tokenize.ENCODING,
+    tokenize.ENDMARKER,
+)
+
+
+def docstring_lines(source: str) -> set[int]:
+    found: set[int] = set()
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) or not node.body:
+            continue
+        first = node.body[0]
+        if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+            found |= {*range(first.lineno, first.value.end_lineno + 1)}
+    return found
+
+
+def code_lines(path: Path) -> int:
+    source = path.read_text()
+    lines: set[int] = set()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type not in _NO_CODE:
+            lines |= {*range(token.start[0], token.end[0] + 1)}
+    return len(lines - docstring_lines(source))
+
+
+def main() -> None:
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else PACKAGE
+    counts = {path.relative_to(folder): code_lines(path) for path in sorted(folder.rglob("*.py"))}
+    for path, count in counts.items():
+        print(f"{count:6,}  {path}")
+    print(f"{sum(counts.values()):6,}  in all")
+
+
+if __name__ == "__main__":
+    main()
