@@ -18,8 +18,6 @@ from .bijections.multiscale import Halves, Sandwich, Squeeze, SqueezeCheckerboar
 from .bijections.transformers import SigmoidLogScale, SoftClipLogScale, TanhLogScale
 from .inference.importance import importance_sample
 
-__all__ = ["DEPRECATED"]
-
 
 def _squeezed(bijection: Bijection, *, ordered: bool = False) -> Sandwich:
     """Applies a bijection of squeezed images to images; a context map is squeezed too."""

@@ -15,8 +15,6 @@ from ._runtime.construction import recorded
 from .bijections.bijection import sum_rightmost
 from .networks.conditioner import shape_of_context
 
-__all__ = ["Base", "DiagonalNormal", "StandardLogistic", "StandardNormal"]
-
 
 class Base(nn.Module):
     """A base distribution as a Module: it moves with ``.to()`` and has the dtype of the model.

@@ -14,8 +14,6 @@ from torch.distributions import Distribution, constraints
 from ._runtime.construction import recorded
 from .flow import Flow
 
-__all__ = ["BitsPerDim", "Dequantized", "ImageFlow", "bits_per_dim"]
-
 
 class Conditional(Protocol):
     """A conditional distribution in the sense of Pyro; a conditional :class:`~pyro_realnvp.Flow` is one."""

@@ -18,8 +18,6 @@ from .bijections.bijection import Bijection, finite
 from .bijections.chain import Chain
 from .networks.channel_norm import ChannelNorm
 
-__all__ = ["Flow"]
-
 
 @recorded
 class Flow(nn.Module):

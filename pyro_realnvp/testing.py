@@ -14,8 +14,6 @@ from torch.distributions import biject_to, constraints
 
 from .bijections.bijection import Bijection
 
-__all__ = ["LAWS", "check_bijection"]
-
 
 def check_bijection(
     bijection: Bijection,

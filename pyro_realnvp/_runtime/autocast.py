@@ -12,8 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["at_least_float32", "full_precision", "upcast"]
-
 
 def full_precision(x: Tensor) -> AbstractContextManager[Any]:
     """Returns a context without autocast on the device of x."""

@@ -6,8 +6,6 @@ happen inside :func:`hold_statistics`.
 
 from __future__ import annotations
 
-__all__ = ["hold_statistics", "statistics_are_held"]
-
 _held = False
 
 

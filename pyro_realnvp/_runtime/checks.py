@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["at_least"]
-
 
 def at_least(argument: str, value: int, least: int = 1) -> int:
     """Returns the value of an argument that counts something, or raises a ValueError if it is too small."""

@@ -12,8 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
-__all__ = ["moments"]
-
 
 def moments(mean: Tensor, var: Tensor, count: Tensor | float, *, synchronized: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Combines mean, biased variance and number of values over all processes, given those of this one.

@@ -8,8 +8,6 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-__all__ = ["constant_parameters"]
-
 
 @contextmanager
 def constant_parameters(module: nn.Module) -> Iterator[None]:

@@ -17,8 +17,6 @@ from typing import Any, TypeVar, cast
 from torch import Tensor, nn
 from torch.distributions import Transform
 
-__all__ = ["ACTIVATIONS", "MARKED", "Call", "Item", "Name", "Unrecordable", "record_of", "recorded"]
-
 T = TypeVar("T", bound=Callable[..., Any])
 
 MARKED: dict[str, Callable[..., Any]] = {}  #: by name, every class and function that a record may call

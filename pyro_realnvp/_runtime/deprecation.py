@@ -7,8 +7,6 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-__all__ = ["renamed"]
-
 
 def renamed(value: T, old: str, new: str, *, stacklevel: int = 3) -> T:
     """Returns the value given under an old name, with a DeprecationWarning that says the new one."""

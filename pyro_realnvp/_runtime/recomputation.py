@@ -12,8 +12,6 @@ from torch.utils.checkpoint import checkpoint
 
 from .batch_statistics import hold_statistics, statistics_are_held
 
-__all__ = ["Recomputation", "can_recompute", "compute_and_recompute"]
-
 
 def can_recompute() -> bool:
     """Returns whether backward can recompute: in eager code, with gradients, and under no function transform.

@@ -26,8 +26,6 @@ from torch.distributions import biject_to, constraints, identity_transform, tran
 from .._runtime.batch_statistics import hold_statistics
 from .cache import Cache, fingerprint
 
-__all__ = ["Bijection", "Conditioned", "Inverse"]
-
 
 class _Finite(type(constraints.real)):  # type: ignore[misc]
     """The finite real numbers; torch's ``real`` accepts infinities."""
@@ -91,18 +89,23 @@ class Bijection(TransformModule, ConditionalTransform):
 
     @property
     def context_shape(self) -> Size | None:
-        """Shape of one context, ``(length,)`` or ``(C, H, W)``; None for a bijection that takes none."""
-        return None
+        """Shape of one context, ``(length,)`` or ``(C, H, W)``, or None: by default that of the first part with one."""
+        shapes = (part.context_shape for part in self.children() if isinstance(part, Bijection))
+        return next((shape for shape in shapes if shape is not None), None)
 
     # The interface of torch's and Pyro's transforms:
 
+    def _constraint(self, *, output: bool) -> constraints.Constraint:
+        """Returns the set of all x or, if ``output``, of all y."""
+        return constraints.independent(finite, len(self.output_shape if output else self.event_shape))
+
     @constraints.dependent_property(is_discrete=False)
     def domain(self) -> constraints.Constraint:
-        return constraints.independent(finite, len(self.event_shape))
+        return self._constraint(output=False)
 
     @constraints.dependent_property(is_discrete=False)
     def codomain(self) -> constraints.Constraint:
-        return constraints.independent(finite, len(self.output_shape))
+        return self._constraint(output=True)
 
     def __call__(self, x: Tensor) -> Tensor:
         known = self._cache.recall(self._state_key, x=x)
@@ -238,17 +241,8 @@ class Inverse(Bijection):
         super().__init__(bijection.output_shape, bijection.event_shape, cache_size=bijection._cache_size)
         self.bijection = bijection
 
-    @constraints.dependent_property(is_discrete=False)
-    def domain(self) -> constraints.Constraint:
-        return self.bijection.codomain
-
-    @constraints.dependent_property(is_discrete=False)
-    def codomain(self) -> constraints.Constraint:
-        return self.bijection.domain
-
-    @property
-    def context_shape(self) -> Size | None:
-        return self.bijection.context_shape
+    def _constraint(self, *, output: bool) -> constraints.Constraint:
+        return self.bijection.domain if output else self.bijection.codomain
 
     @property
     def inv(self) -> Bijection:
@@ -292,7 +286,26 @@ class Inverse(Bijection):
         return self.bijection.condition(context).inv
 
 
-class Conditioned(Bijection):
+class Composite(Bijection):
+    """Base class of bijections made of others: a subclass writes both directions as one method."""
+
+    @abstractmethod
+    def _compute(self, x: Tensor, context: Tensor | None, *, inverse: bool) -> tuple[Tensor, Tensor]:
+        """Maps x to y or, if ``inverse``, y to x, with the log-determinant of that direction."""
+
+    def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self._compute(x, context, inverse=False)
+
+    def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self._compute(y, context, inverse=True)
+
+
+def compute(bijection: Bijection, x: Tensor, context: Tensor | None, *, inverse: bool) -> tuple[Tensor, Tensor]:
+    """Passes x through a bijection or, if ``inverse``, through its inverse; returns the log-determinant of that."""
+    return (bijection.inverse_and_log_det if inverse else bijection.forward_and_log_det)(x, context)
+
+
+class Conditioned(Composite):
     """A bijection with its context fixed: f(.; context), which takes no further context.
 
     Made by :meth:`Bijection.condition`. Batch dimensions of the context broadcast against those of the values, and in
@@ -310,23 +323,17 @@ class Conditioned(Bijection):
         self.register_buffer("context", context, persistent=False)
         self.context_batch = bijection._context_batch_shape(context)
 
-    @constraints.dependent_property(is_discrete=False)
-    def domain(self) -> constraints.Constraint:
-        return self.bijection.domain
+    @property
+    def context_shape(self) -> Size | None:
+        return None
 
-    @constraints.dependent_property(is_discrete=False)
-    def codomain(self) -> constraints.Constraint:
-        return self.bijection.codomain
+    def _constraint(self, *, output: bool) -> constraints.Constraint:
+        return self.bijection.codomain if output else self.bijection.domain
 
-    def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self.bijection.forward_and_log_det(self._expand(x, self.event_shape), self.context)
-
-    def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self.bijection.inverse_and_log_det(self._expand(y, self.output_shape), self.context)
-
-    def _expand(self, value: Tensor, event_shape: Size) -> Tensor:
-        batch = self._batch_shape(value.shape, event_shape)
-        return value if batch + event_shape == value.shape else value.expand(batch + event_shape)
+    def _compute(self, x: Tensor, context: Tensor | None, *, inverse: bool) -> tuple[Tensor, Tensor]:
+        event_shape = self.output_shape if inverse else self.event_shape
+        shape = self._batch_shape(x.shape, event_shape) + event_shape
+        return compute(self.bijection, x if x.shape == shape else x.expand(shape), self.context, inverse=inverse)
 
     def _batch_shape(self, shape: Sequence[int], event_shape: Size) -> Size:
         batch = super()._batch_shape(shape, event_shape)

@@ -12,8 +12,6 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-__all__ = ["Cache", "fingerprint"]
-
 Key = Callable[[Tensor, Tensor], list[Any] | None]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import overload
+from typing import Any
 
 from pyro.distributions.conditional import ConditionalTransform
 from torch import Size, Tensor
@@ -11,16 +11,14 @@ from torch.distributions import Transform, constraints
 
 from .._runtime.construction import recorded
 from .._runtime.recomputation import can_recompute
-from .bijection import Bijection
+from .bijection import Bijection, Composite, Inverse
 from .coupling import compute_splits, split_of
 from .lift import Lift
 from .reversible import DirectedLayer, compute_reversibly
 
-__all__ = ["Chain"]
-
 
 @recorded
-class Chain(Bijection):
+class Chain(Composite):
     """The composition of bijections, applied from the first to the last.
 
         y = f_n(... f_2(f_1(x))),   log|det dy/dx| = sum_i log|det df_i|
@@ -68,28 +66,17 @@ class Chain(Bijection):
     def bijections(self) -> list[Bijection]:
         return list(self._modules.values())  # type: ignore[arg-type]
 
-    @constraints.dependent_property(is_discrete=False)
-    def domain(self) -> constraints.Constraint:
-        first = self[0].domain
-        return constraints.independent(first, len(self.event_shape) - first.event_dim)
-
-    @constraints.dependent_property(is_discrete=False)
-    def codomain(self) -> constraints.Constraint:
-        last = self[-1].codomain
-        return constraints.independent(last, len(self.output_shape) - last.event_dim)
-
-    @property
-    def context_shape(self) -> Size | None:
-        return next((part.context_shape for part in self if part.context_shape is not None), None)
-
-    def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self._compute(x, context, inverse=False)
-
-    def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self._compute(y, context, inverse=True)
+    def _constraint(self, *, output: bool) -> constraints.Constraint:
+        inner = self[-1].codomain if output else self[0].domain
+        return constraints.independent(inner, len(self.output_shape if output else self.event_shape) - inner.event_dim)
 
     def _compute(self, x: Tensor, context: Tensor | None, *, inverse: bool) -> tuple[Tensor, Tensor]:
-        layers = [DirectedLayer(part, inverse, dims) for part, dims in zip(self, self._event_dims, strict=True)]
+        layers = [
+            DirectedLayer(part.bijection, not inverse, dims)
+            if type(part) is Inverse
+            else DirectedLayer(part, inverse, dims)
+            for part, dims in zip(self, self._event_dims, strict=True)
+        ]
         if inverse:
             layers.reverse()
         if self.rebuilds and can_recompute():
@@ -115,13 +102,7 @@ class Chain(Bijection):
     def __iter__(self) -> Iterator[Bijection]:
         return iter(self.bijections)
 
-    @overload
-    def __getitem__(self, index: int) -> Bijection: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Chain: ...
-
-    def __getitem__(self, index: int | slice) -> Bijection | Chain:
+    def __getitem__(self, index: int | slice) -> Any:
         return Chain(self.bijections[index]) if isinstance(index, slice) else self.bijections[index]
 
     def extra_repr(self) -> str:

@@ -7,13 +7,11 @@ from collections.abc import Sequence
 from torch import Size, Tensor, nn
 
 from .._runtime.construction import recorded
-from .bijection import Bijection
-
-__all__ = ["EmbedContext"]
+from .bijection import Bijection, Composite, compute
 
 
 @recorded
-class EmbedContext(Bijection):
+class EmbedContext(Composite):
     """A bijection whose context is the output of a network: f(.; e(context)).
 
     Args:
@@ -32,16 +30,10 @@ class EmbedContext(Bijection):
     def context_shape(self) -> Size | None:
         return self._context_shape
 
-    def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self.bijection.forward_and_log_det(x, self._embed(context))
-
-    def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self.bijection.inverse_and_log_det(y, self._embed(context))
-
-    def _embed(self, context: Tensor | None) -> Tensor:
-        shape = tuple(self._context_shape)
+    def _compute(self, x: Tensor, context: Tensor | None, *, inverse: bool) -> tuple[Tensor, Tensor]:
+        shape = self._context_shape
         if context is None:
-            raise ValueError(f"EmbedContext needs a context of shape {shape}, but got none.")
+            raise ValueError(f"EmbedContext needs a context of shape {tuple(shape)}, but got none.")
         batch = self._context_batch_shape(context)
         embedded: Tensor = self.embedding(context.reshape(batch.numel(), *shape))
-        return embedded.reshape(*batch, *embedded.shape[1:])
+        return compute(self.bijection, x, embedded.reshape(*batch, *embedded.shape[1:]), inverse=inverse)

@@ -20,14 +20,12 @@ from torch import Size, Tensor, nn
 from .._runtime.batch_statistics import hold_statistics
 from .._runtime.construction import recorded
 from .._runtime.recomputation import can_recompute, compute_and_recompute
-from .bijection import sum_rightmost
+from .bijection import Composite, sum_rightmost
 from .reversible import DirectedLayer, LayerGraph, Reversible
 from .transformers import Transformer
 
-__all__ = ["Coupling", "Elementwise", "MaskedCoupling", "SplitCoupling", "compute_splits", "split_of"]
 
-
-class Coupling(Reversible):
+class Coupling(Composite, Reversible):
     """Base class of the couplings: evaluates the network, and applies the transformer in either direction.
 
     With ``recomputes``, which :func:`~pyro_realnvp.recompute` sets, backward evaluates the network again.
@@ -90,12 +88,6 @@ class Coupling(Reversible):
         if self.recomputes and can_recompute():
             return compute_and_recompute(self, partial(self._apply_event, inverse=inverse), x, context)
         return self._apply_event(x, context, inverse=inverse)
-
-    def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self._compute(x, context, inverse=False)
-
-    def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self._compute(y, context, inverse=True)
 
     @property
     def is_reversible(self) -> bool:
@@ -192,10 +184,8 @@ class SplitCoupling(Coupling):
 
 def split_of(layer: DirectedLayer) -> tuple[tuple[int, int], int] | None:
     """Returns how a layer splits its event, sizes and dimension, if it is a plain :class:`SplitCoupling`."""
-    coupling = layer.unwrapped().layer
-    if type(coupling) is not SplitCoupling or coupling.recomputes:
-        return None
-    return coupling.sizes, coupling._dim
+    coupling = layer.layer
+    return (coupling.sizes, coupling._dim) if type(coupling) is SplitCoupling and not coupling.recomputes else None
 
 
 def compute_splits(
@@ -210,12 +200,11 @@ def compute_splits(
     sizes, dim = split
     first, second = x.split_with_sizes(sizes, dim)
     for layer in layers:
-        coupling, inverse, event_dims = layer.unwrapped()
-        swap = cast(SplitCoupling, coupling).swap
-        read, changed = (second, first) if swap else (first, second)
-        y, log_det = cast(SplitCoupling, coupling)._transform(read, changed, context, inverse=inverse)
-        first, second = (y, read) if swap else (read, y)
-        log_dets.append(sum_rightmost(log_det, event_dims - dim))
+        coupling = cast(SplitCoupling, layer.layer)
+        read, changed = (second, first) if coupling.swap else (first, second)
+        y, log_det = coupling._transform(read, changed, context, inverse=layer.inverse)
+        first, second = (y, read) if coupling.swap else (read, y)
+        log_dets.append(sum_rightmost(log_det, layer.event_dims - dim))
     return torch.cat((first, second), dim), log_dets
 
 

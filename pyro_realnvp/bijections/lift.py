@@ -11,8 +11,6 @@ from torch.distributions import Transform, constraints
 from .._runtime.construction import recorded
 from .bijection import Bijection, sum_rightmost
 
-__all__ = ["Lift"]
-
 
 @recorded
 class Lift(Bijection):
@@ -49,19 +47,11 @@ class Lift(Bijection):
         super().__init__(event_shape, output_shape)
         self.transform = transform
 
-    @constraints.dependent_property(is_discrete=False)
-    def domain(self) -> constraints.Constraint:
+    def _constraint(self, *, output: bool) -> constraints.Constraint:
         if not isinstance(self.transform, Transform):
-            return super().domain
-        return constraints.independent(self.transform.domain, len(self.event_shape) - self.transform.domain.event_dim)
-
-    @constraints.dependent_property(is_discrete=False)
-    def codomain(self) -> constraints.Constraint:
-        if not isinstance(self.transform, Transform):
-            return super().codomain
-        return constraints.independent(
-            self.transform.codomain, len(self.output_shape) - self.transform.codomain.event_dim
-        )
+            return super()._constraint(output=output)
+        inner = self.transform.codomain if output else self.transform.domain
+        return constraints.independent(inner, len(self.output_shape if output else self.event_shape) - inner.event_dim)
 
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         transform = self._conditioned(context)

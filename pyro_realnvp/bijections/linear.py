@@ -14,8 +14,6 @@ from .bijection import Bijection
 from .normalization import ActNorm
 from .reversible import Reversible
 
-__all__ = ["FixedAffine", "InvertibleConv1x1", "Permute", "Scale"]
-
 
 @recorded
 class Scale(Reversible):

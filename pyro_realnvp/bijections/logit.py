@@ -12,8 +12,6 @@ from torch.nn.functional import softplus
 from .._runtime.construction import recorded
 from .bijection import Bijection
 
-__all__ = ["Logit"]
-
 
 @recorded
 class Logit(Bijection):

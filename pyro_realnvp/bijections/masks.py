@@ -7,8 +7,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["alternating", "channelwise", "checkerboard"]
-
 
 def checkerboard(event_shape: Sequence[int], *, flip: bool = False) -> Tensor:
     """Makes a checkerboard mask, equal in all channels.

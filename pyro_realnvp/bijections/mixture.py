@@ -11,8 +11,6 @@ from torch.nn.functional import logsigmoid
 from .._runtime.construction import recorded
 from .transformers import Transformer
 
-__all__ = ["MixtureLogistic"]
-
 
 class _Components(NamedTuple):
     """Mixture of every element: log-weights, means and log-scales (\\*batch, K, C, ...), the components at ``dim``."""

@@ -13,10 +13,8 @@ import torch
 from torch import Size, Tensor
 
 from .._runtime.construction import recorded
-from .bijection import Bijection
+from .bijection import Bijection, Composite, compute
 from .reversible import Reversible
-
-__all__ = ["FactorOut", "Halves", "Sandwich", "Squeeze", "SqueezeCheckerboard", "SqueezeColumns"]
 
 
 @recorded
@@ -131,7 +129,7 @@ class SqueezeCheckerboard(_SqueezeWidth):
 
 
 @recorded
-class Sandwich(Bijection):
+class Sandwich(Composite):
     """A bijection of rearranged events: outer^-1 . f . outer.
 
         y = outer^-1(f(outer(x)))
@@ -165,25 +163,18 @@ class Sandwich(Bijection):
     def context_shape(self) -> Size | None:
         return self.bijection.context_shape if self.context is None else self.context.event_shape
 
-    def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self._compute(x, context, inverse=False)
-
-    def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self._compute(y, context, inverse=True)
-
     def _compute(self, x: Tensor, context: Tensor | None, *, inverse: bool) -> tuple[Tensor, Tensor]:
         if self.context is not None and context is not None:
             self._context_batch_shape(context)
             context = self.context.forward_and_log_det(context)[0]
         h, before = self.outer.forward_and_log_det(x)
-        f = self.bijection.inverse_and_log_det if inverse else self.bijection.forward_and_log_det
-        h, log_det = f(h, context)
+        h, log_det = compute(self.bijection, h, context, inverse=inverse)
         y, after = self.outer.inverse_and_log_det(h)
         return y, before + log_det + after
 
 
 @recorded
-class Halves(Bijection):
+class Halves(Composite):
     """Applies one bijection to each half of the channels: y1 = f(x1), y2 = g(x2).
 
     Args:
@@ -200,25 +191,15 @@ class Halves(Bijection):
         super().__init__((2 * channels, height, width))
         self.first, self.second = first, second
 
-    @property
-    def context_shape(self) -> Size | None:
-        return self.second.context_shape if self.first.context_shape is None else self.first.context_shape
-
-    def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def _compute(self, x: Tensor, context: Tensor | None, *, inverse: bool) -> tuple[Tensor, Tensor]:
         x1, x2 = x.chunk(2, -3)
-        y1, log_det1 = self.first.forward_and_log_det(x1, context)
-        y2, log_det2 = self.second.forward_and_log_det(x2, context)
+        y1, log_det1 = compute(self.first, x1, context, inverse=inverse)
+        y2, log_det2 = compute(self.second, x2, context, inverse=inverse)
         return torch.cat([y1, y2], -3), log_det1 + log_det2
-
-    def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        y1, y2 = y.chunk(2, -3)
-        x1, log_det1 = self.first.inverse_and_log_det(y1, context)
-        x2, log_det2 = self.second.inverse_and_log_det(y2, context)
-        return torch.cat([x1, x2], -3), log_det1 + log_det2
 
 
 @recorded
-class FactorOut(Bijection):
+class FactorOut(Composite):
     """Applies a bijection to the first half of the channels, and leaves the second as it is.
 
         y1 = f(x1),   y2 = x2,   log|det dy/dx| = log|det df/dx1|
@@ -234,19 +215,10 @@ class FactorOut(Bijection):
         super().__init__((2 * channels, height, width))
         self.bijection = bijection
 
-    @property
-    def context_shape(self) -> Size | None:
-        return self.bijection.context_shape
-
-    def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def _compute(self, x: Tensor, context: Tensor | None, *, inverse: bool) -> tuple[Tensor, Tensor]:
         x1, x2 = x.chunk(2, -3)
-        y1, log_det = self.bijection.forward_and_log_det(x1, context)
+        y1, log_det = compute(self.bijection, x1, context, inverse=inverse)
         return torch.cat([y1, x2], -3), log_det
-
-    def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        y1, y2 = y.chunk(2, -3)
-        x1, log_det = self.bijection.inverse_and_log_det(y1, context)
-        return torch.cat([x1, y2], -3), log_det
 
 
 def _image_shape(name: str, bijection: Bijection) -> Size:

@@ -14,8 +14,6 @@ from .._runtime.construction import recorded
 from ..networks.channel_norm import ChannelNorm
 from .reversible import Reversible
 
-__all__ = ["ActNorm", "BatchNorm"]
-
 
 class _ChannelMap(Reversible):
     """Base class of maps with one set of numbers per channel of an image, or per coordinate of a vector."""

@@ -18,9 +18,7 @@ import torch
 from torch import Tensor
 
 from .._runtime.recomputation import Recomputation
-from .bijection import Bijection, Inverse, sum_rightmost
-
-__all__ = ["DirectedLayer", "LayerGraph", "Reversible", "compute_reversibly"]
+from .bijection import Bijection, compute, sum_rightmost
 
 
 class LayerGraph(NamedTuple):
@@ -52,31 +50,22 @@ class Reversible(Bijection):
 
 
 class DirectedLayer(NamedTuple):
-    """A layer of a chain, its direction, and how many batch dimensions of the layer belong to the chain's event."""
+    """A layer of a chain, no :class:`Inverse`, its direction, and how many of its batch dimensions are of the event."""
 
     layer: Bijection
     inverse: bool
     event_dims: int
 
     def compute(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        layer = self.layer
-        y, log_det = (layer.inverse_and_log_det if self.inverse else layer.forward_and_log_det)(x, context)
+        y, log_det = compute(self.layer, x, context, inverse=self.inverse)
         return y, sum_rightmost(log_det, self.event_dims) if self.event_dims else log_det
-
-    def unwrapped(self) -> DirectedLayer:
-        """Returns the bijection of an :class:`Inverse`, in the other direction; any other layer as it is."""
-        if isinstance(self.layer, Inverse):
-            return DirectedLayer(self.layer.bijection, not self.inverse, self.event_dims)
-        return self
 
     @property
     def is_reversible(self) -> bool:
-        layer = self.unwrapped().layer
-        return isinstance(layer, Reversible) and layer.is_reversible
+        return isinstance(self.layer, Reversible) and self.layer.is_reversible
 
     def recompute_from_output(self, y: Tensor, context: Tensor | None) -> LayerGraph:
-        layer, inverse, _ = self.unwrapped()
-        graph = cast(Reversible, layer).recompute_from_output(y, context, inverse=inverse)
+        graph = cast(Reversible, self.layer).recompute_from_output(y, context, inverse=self.inverse)
         return graph._replace(log_det=sum_rightmost(graph.log_det, self.event_dims))
 
     def recompute(self, x: Tensor, context: Tensor | None) -> LayerGraph:

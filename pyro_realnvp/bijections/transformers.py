@@ -15,8 +15,6 @@ from torch import Tensor, nn
 from .._runtime.construction import recorded
 from .._runtime.deprecation import renamed
 
-__all__ = ["Additive", "Affine", "SigmoidLogScale", "SoftClipLogScale", "TanhLogScale", "Transformer"]
-
 
 class Transformer(nn.Module):
     """A monotone map of every element x, given P parameters for it."""

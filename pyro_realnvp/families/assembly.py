@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Protocol, TypeGuard
+from typing import TypeGuard
 
-from torch import Size, Tensor, nn
+from torch import Size, nn
 
 from ..bijections.bijection import Bijection
 from ..bijections.coupling import Elementwise, SplitCoupling
@@ -14,34 +14,7 @@ from ..bijections.multiscale import Sandwich, Squeeze
 from ..bijections.transformers import Transformer
 from ..networks.conditioner import shape_of_context
 
-__all__ = [
-    "Net",
-    "check_context_map",
-    "is_map",
-    "latent_to_data",
-    "on_squeezed",
-    "reject_arguments",
-    "shape_of_event",
-    "squeezed_context",
-    "vector_couplings",
-    "with_context",
-]
-
-
-class Net(Protocol):
-    """Builds the network of a coupling; see :mod:`pyro_realnvp.networks.conditioner`."""
-
-    def __call__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        /,
-        *,
-        context_dim: int = 0,
-        context_shape: Sequence[int] | None = None,
-        mask: Tensor | None = None,
-        level: int = 0,
-    ) -> nn.Module: ...
+Net = Callable[..., nn.Module]  #: builds the network of a coupling; see :mod:`pyro_realnvp.networks.conditioner`
 
 
 def latent_to_data(layers: Sequence[Bijection]) -> list[Bijection]:

@@ -23,9 +23,7 @@ from ..bijections.normalization import ActNorm
 from ..networks.attention import GatedAttention, GatedConvs
 from ..networks.conditioner import shape_of_context
 from ..networks.mlp import MLP
-from .assembly import check_context_map, is_map, latent_to_data, shape_of_event, vector_couplings, with_context
-
-__all__ = ["flowpp_dequantizer", "flowpp_transforms"]
+from .assembly import Net, check_context_map, is_map, latent_to_data, shape_of_event, vector_couplings, with_context
 
 
 @recorded
@@ -34,7 +32,7 @@ def flowpp_transforms(
     *,
     couplings: int | Sequence[int] | None = None,
     components: int = 32,
-    net: Callable[..., nn.Module] | None = None,
+    net: Net | None = None,
     pointwise: bool = True,
     true_checkerboard: bool = False,
     context_shape: int | Sequence[int] | None = None,
@@ -119,7 +117,7 @@ def flowpp_dequantizer(
     *,
     couplings: int = 4,
     components: int = 32,
-    net: Callable[..., nn.Module] | None = None,
+    net: Net | None = None,
     embedding: Callable[[int], nn.Module] | None = None,
     pointwise: bool = True,
 ) -> list[Transform]:
@@ -164,14 +162,14 @@ def _couplings(
     count: int,
     *,
     components: int,
-    net: Callable[..., nn.Module],
+    net: Net,
     pointwise: bool,
     context: Size | None,
     masked: bool,
 ) -> list[Bijection]:
     """Builds couplings between the halves of the channels or, ``masked``, between the squares of a checkerboard."""
     read = shape if masked else Size((shape[0] // 2, *shape[1:]))
-    network: Callable[..., nn.Module] = with_context(partial(net, size=tuple(shape[1:])), context)
+    network = with_context(partial(net, size=tuple(shape[1:])), context)
     layers: list[Bijection] = []
     for index in range(count):
         transformer, odd = MixtureLogistic(components), index % 2 == 1

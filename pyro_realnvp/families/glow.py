@@ -29,8 +29,6 @@ from .assembly import (
     with_context,
 )
 
-__all__ = ["glow_transforms"]
-
 
 @recorded
 def glow_transforms(
@@ -118,6 +116,6 @@ def _steps(
         if channels == 1:  # nothing to condition on
             continue
         changed, transform = channels // 2, transformer()
-        conditioner = net(channels - changed, transform.num_parameters * changed, **options)  # type: ignore[arg-type]
+        conditioner = net(channels - changed, transform.num_parameters * changed, **options)
         layers.append(SplitCoupling(shape, conditioner, transform))
     return layers

@@ -18,8 +18,6 @@ from ..networks.conditioner import shape_of_context
 from ..networks.mlp import MLP
 from .assembly import Net, latent_to_data, shape_of_event, vector_couplings
 
-__all__ = ["nice_transforms"]
-
 
 @recorded
 def nice_transforms(

@@ -33,8 +33,6 @@ from .assembly import (
     with_context,
 )
 
-__all__ = ["realnvp_transforms"]
-
 
 @recorded
 def realnvp_transforms(

@@ -35,8 +35,6 @@ from .path_gradient import PathGradientDistribution
 from .sites import constrained, log_joint, log_joints, plate_nesting
 from .warm_start import best_gaussian
 
-__all__ = ["AutoRealNVP"]
-
 _QUANTILE_DRAWS = 20_000
 _MAX_DENSE = 256  # beyond it a covariance is expensive to fit, and the guide starts as a diagonal Gaussian
 

@@ -19,8 +19,6 @@ from .._runtime.checks import at_least
 from .pareto import check_log_weights, effective_sample_size, pareto_k, pareto_k_threshold, pareto_smooth
 from .sites import log_prob_of, plate_nesting
 
-__all__ = ["ImportanceSamples", "importance_sample"]
-
 
 @dataclass(frozen=True, eq=False)
 class ImportanceSamples:

@@ -14,8 +14,6 @@ from torch import Tensor
 from .._runtime.checks import at_least
 from .importance import ImportanceSamples, importance_sample
 
-__all__ = ["IndependenceMH"]
-
 
 class IndependenceMH(MCMCKernel):
     """Metropolis-Hastings that proposes draws of a guide, whatever the current state: jumps between modes are easy.

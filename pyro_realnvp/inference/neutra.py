@@ -15,8 +15,6 @@ from torch import Tensor
 from .._runtime.constants import constant_parameters
 from .sites import constrained
 
-__all__ = ["NeuTra"]
-
 _LATENT = "_neutra_latent"
 
 

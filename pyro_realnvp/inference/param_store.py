@@ -6,8 +6,6 @@ import pyro
 from torch import nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-__all__ = ["register"]
-
 # The parameters in Pyro's global store that a guide of this process put there. The others came from a file.
 _registered = WeakTensorKeyDictionary()
 

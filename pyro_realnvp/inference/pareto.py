@@ -10,8 +10,6 @@ from torch import Tensor
 
 from .._runtime.checks import at_least
 
-__all__ = ["check_log_weights", "effective_sample_size", "pareto_k", "pareto_k_threshold", "pareto_smooth"]
-
 
 def effective_sample_size(log_weights: Tensor) -> float:
     """Computes (sum_s w_s)^2 / sum_s w_s^2, the number of equal weights with this relative variance, from 1 to S.

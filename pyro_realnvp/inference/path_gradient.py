@@ -21,8 +21,6 @@ from torch import Size, Tensor
 
 from .._runtime.constants import constant_parameters
 
-__all__ = ["PathGradientDistribution"]
-
 
 class PathGradientDistribution(dist.TransformedDistribution):  # type: ignore[misc]
     """A ``TransformedDistribution`` of one :class:`~pyro_realnvp.Bijection`, with the path gradient for its own draws.

@@ -16,8 +16,6 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 from torch.distributions import biject_to
 
-__all__ = ["constrained", "log_joint", "log_joints", "log_prob_of", "plate_nesting"]
-
 
 def constrained(guide: AutoContinuous, x: Tensor) -> tuple[dict[str, Tensor], Tensor]:
     """Maps unconstrained x (\\*batch, D) to sites (\\*batch, \\*shape of the site) and log|det dy/dx| (\\*batch)."""

@@ -9,8 +9,6 @@ import torch
 from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
-__all__ = ["batch_and_match", "best_gaussian"]
-
 LogDensity = Callable[[Tensor], Tensor]
 Gaussian = tuple[Tensor, Tensor]
 

@@ -11,8 +11,6 @@ from torch.nn import functional as F
 from .._runtime.construction import recorded
 from .conditioner import Conditioner
 
-__all__ = ["AttentiveConvs", "GatedAttention", "GatedConvs"]
-
 
 def _concat_elu(x: Tensor) -> Tensor:
     return F.elu(torch.cat([x, -x], 1))

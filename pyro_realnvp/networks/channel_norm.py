@@ -11,8 +11,6 @@ from .._runtime.autocast import at_least_float32
 from .._runtime.batch_statistics import statistics_are_held
 from .._runtime.collectives import moments
 
-__all__ = ["ChannelNorm"]
-
 
 class ChannelNorm(nn.Module):
     """Computes (x - shift) exp(log_scale) for every channel. Kingma & Dhariwal (2018), section 3.1.

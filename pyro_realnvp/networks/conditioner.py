@@ -12,8 +12,6 @@ from collections.abc import Sequence
 import torch
 from torch import Size, Tensor, nn
 
-__all__ = ["Conditioner", "shape_of_context"]
-
 
 def shape_of_context(name: str, context_shape: int | Sequence[int] | None, context_dim: int = 0) -> Size | None:
     """Returns the shape of one context, or None if there is none.

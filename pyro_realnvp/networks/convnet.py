@@ -13,8 +13,6 @@ from .._runtime.construction import recorded
 from .channel_norm import ChannelNorm
 from .conditioner import Conditioner
 
-__all__ = ["ConvNet", "ZeroConv"]
-
 
 class _EdgeConv2d(nn.Module):
     """A 3x3 convolution that sees where the image ends, with a scale and a shift for every output channel.

@@ -10,8 +10,6 @@ from torch import Tensor, nn
 from .._runtime.construction import recorded
 from .conditioner import Conditioner
 
-__all__ = ["MLP"]
-
 
 @recorded
 class MLP(Conditioner):

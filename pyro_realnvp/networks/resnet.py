@@ -15,8 +15,6 @@ from .._runtime.collectives import moments
 from .._runtime.construction import recorded
 from .conditioner import Conditioner
 
-__all__ = ["ResNet"]
-
 
 class _WeightNormConv2d(nn.Module):
     """A weight-normalised convolution: filters of norm g, or of fixed norm 1. Salimans & Kingma (2016).

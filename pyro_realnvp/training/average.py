@@ -6,8 +6,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-__all__ = ["exponential_average"]
-
 Tensors = tuple[Tensor, ...] | list[Tensor]
 
 

@@ -17,8 +17,6 @@ from torch import Tensor, nn
 
 from .description import describe, make
 
-__all__ = ["load", "save"]
-
 _KEY = "pyro_realnvp"
 _FORMAT = 1
 _ARGUMENT = "argument."  # begins the keys of tensors that belong to the description

@@ -15,8 +15,6 @@ from ..bijections.bijection import finite
 from ..flow import Flow
 from .loop import Batches
 
-__all__ = ["Batch", "LoadedRows", "Rows", "TensorRows", "default_noise", "default_weight_decay", "hold_out", "rows_of"]
-
 Batch = tuple[Tensor, ...]  #: (x,) or (x, context)
 
 
@@ -197,14 +195,15 @@ def default_weight_decay(rows: Rows) -> float:
     return 0.0 if rows.count is None else min(0.1, 30 / rows.count)
 
 
-def default_noise(flow: nn.Module, rows: Rows) -> float:
-    """1 / sqrt(N), at most 0.05, for a Flow on the whole real line; else 0."""
+def default_noise(flow: nn.Module, rows: Rows) -> Tensor | None:
+    """Standard deviation of every element of x times 1 / sqrt(N), at most 0.05, for a Flow on the whole real line."""
     if not isinstance(flow, Flow) or rows.count is None:
-        return 0.0
+        return None
     support: constraints.Constraint = flow.transforms.codomain
     while isinstance(support, constraints.independent):
         support = support.base_constraint
-    return min(0.05, rows.count**-0.5) if support is finite or support is constraints.real else 0.0
+    on_real_line = support is finite or support is constraints.real
+    return rows.standard_deviation * min(0.05, rows.count**-0.5) if on_real_line else None
 
 
 def _tensor(value: Any, like: Tensor) -> Tensor:

@@ -18,8 +18,6 @@ from torch.distributions import Transform, transforms
 from .._runtime.construction import ACTIVATIONS, MARKED, Call, Item, Name, Unrecordable, record_of
 from ..bijections.bijection import Inverse
 
-__all__ = ["Description", "describe", "make"]
-
 Description = dict[str, Any]
 _INVERSE = type(transforms.ExpTransform().inv)
 

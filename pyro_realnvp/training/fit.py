@@ -21,8 +21,6 @@ from .data import Batch, Rows, default_noise, default_weight_decay, hold_out, ro
 from .history import History
 from .loop import BestState, cosine_schedule, gradient_step, run_steps
 
-__all__ = ["fit"]
-
 
 def fit(
     flow: nn.Module,
@@ -71,8 +69,8 @@ def fit(
         learning_rate: the highest.
         weight_decay: of AdamW, for the matrices and kernels; biases and scales are not decayed. None: 30 / N, at most
             0.1 and at least 0.
-        noise: standard deviation of Gaussian noise that is added to x at every step, relative to the standard deviation
-            of each element. None: 1 / sqrt(N), at most 0.05, for a Flow on the whole real line; else 0.
+        noise: standard deviation of Gaussian noise that is added to x at every step, in the units of x. None, for a
+            Flow on the whole real line: the standard deviation of each element times 1 / sqrt(N), at most 0.05; else 0.
         patience: number of intervals without a lower validation loss that ends the training; None: never.
         interval: steps between validations; an epoch by default, and at least 50.
         ema: decay of the averaged weights and statistics; 0 keeps the weights of the last step.
@@ -108,7 +106,7 @@ def fit(
             at_least("steps", steps)
         every = at_least("interval", interval if interval is not None else max(50, epoch or 0))
         decay = default_weight_decay(rows) if weight_decay is None else weight_decay
-        spread = default_noise(flow, rows) if noise is None else noise
+        spread = default_noise(flow, rows) if noise is None else noise or None
         training = _Training(flow, rows, held_out, learning_rate, decay, spread, steps, ema, clip)
         return training.run(steps, every, math.inf if patience is None else patience, progress, callback)
 
@@ -123,7 +121,7 @@ class _Training:
         held_out: Rows | None,
         learning_rate: float,
         weight_decay: float,
-        noise: float,
+        spread: Tensor | float | None,
         steps: int | None,
         ema: float,
         clip: float,
@@ -136,7 +134,6 @@ class _Training:
         _initialize(flow, rows.first)
         self.average = exponential_average(flow, ema) if ema else None
         self.averaged = flow if self.average is None else self.average.module
-        spread = noise * rows.standard_deviation if noise else None
 
         def loss() -> Tensor:
             x, *context = next(batches)

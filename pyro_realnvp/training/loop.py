@@ -15,8 +15,6 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
 
-__all__ = ["Batches", "BestState", "Progress", "cosine_schedule", "gradient_step", "run_steps"]
-
 
 class Batches(Iterator[Tensor]):
     """Minibatches without end, every epoch in a new order: all of ``size``, or all rows if there are fewer.

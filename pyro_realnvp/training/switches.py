@@ -12,8 +12,6 @@ from ..bijections.chain import Chain
 from ..bijections.coupling import Coupling
 from ..bijections.normalization import BatchNorm
 
-__all__ = ["rebuild", "recalibrate", "recompute", "synchronize"]
-
 M = TypeVar("M", bound=nn.Module)
 
 
