@@ -8,7 +8,7 @@ import torch
 
 from pyro_realnvp import Dequantized, Flow, Logit, ResNet, StandardNormal, realnvp_transforms
 
-from image_data import load_images
+from shared.image_data import load_images
 
 
 @pytest.mark.slow
