@@ -17,12 +17,13 @@ from .bijections.multiscale import FactorOut, Halves, Sandwich, Squeeze, Squeeze
 from .bijections.normalization import ActNorm, BatchNorm
 from .bijections.reversible import Reversible
 from .bijections.transformers import Additive, Affine, SigmoidLogScale, SoftClipLogScale, TanhLogScale, Transformer
-from .dequantization import Dequantized, ImageFlow, bits_per_dim
+from .dequantization import Dequantized, bits_per_dim
 from .families.flowpp import flowpp_dequantizer, flowpp_transforms
 from .families.glow import glow_transforms
 from .families.nice import nice_transforms
 from .families.realnvp import realnvp_transforms
 from .flow import Flow
+from .image_flow import ImageFlow
 from .inference.guide import AutoRealNVP
 from .inference.importance import ImportanceSamples, importance_sample
 from .inference.independence import IndependenceMH

@@ -1,7 +1,5 @@
 """Names of version 0.1 that will go in the next version: each works as before, and says what takes its place."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """Base distributions of a flow, as Modules."""
 
-from __future__ import annotations
-
 import math
 from abc import abstractmethod
 from collections.abc import Sequence

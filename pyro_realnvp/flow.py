@@ -1,9 +1,7 @@
 """A flow as one Module: a base distribution and the transforms after it."""
 
-from __future__ import annotations
-
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,9 +12,11 @@ from torch.distributions import Distribution, Transform, constraints
 from ._runtime.autocast import upcast
 from ._runtime.construction import recorded
 from .bases import Base
-from .bijections.bijection import Bijection, finite
+from .bijections.bijection import Bijection
 from .bijections.chain import Chain
+from .bijections.support import finite
 from .networks.channel_norm import ChannelNorm
+from .summary import summary
 
 
 @recorded
@@ -179,19 +179,4 @@ class Flow(nn.Module):
 
         A flow that is built under ``torch.device("meta")`` takes no memory, so that any size can be described.
         """
-        layers = [layer.inv for layer in reversed(self.transforms.bijections)]
-        lines = [line for layer in layers for line in _described(layer, 1)]
-        lines.append(_line("  " + type(self.base).__name__, self.event_shape, self.base))
-        return "\n".join(lines)
-
-
-def _described(layer: Bijection, depth: int) -> Iterator[str]:
-    yield _line("  " * depth + type(layer).__name__, layer.event_shape, layer)
-    for part in layer.children():
-        if isinstance(part, Bijection):
-            yield from _described(part, depth + 1)
-
-
-def _line(name: str, shape: Size, module: nn.Module) -> str:
-    count = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
-    return f"{name:<24} {tuple(shape) or 'any shape'!s:<16} {count:>12,}"
+        return summary(self.transforms, self.base)

@@ -1,7 +1,5 @@
 """Checks that a layer of your own obeys the laws of a bijection: ``check_bijection(MyLayer((2,)))``."""
 
-from __future__ import annotations
-
 import copy
 import pickle
 from collections.abc import Callable, Sequence

@@ -4,8 +4,6 @@ Elementwise maps take the precision of their tensors, which is that of the data.
 bfloat16; those that are maps of a flow, and not layers of a network, are computed inside :func:`full_precision`.
 """
 
-from __future__ import annotations
-
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 

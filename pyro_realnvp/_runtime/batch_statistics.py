@@ -4,8 +4,6 @@ They belong to the data direction of training, once a step. Sampling in training
 happen inside :func:`hold_statistics`.
 """
 
-from __future__ import annotations
-
 _held = False
 
 

@@ -1,7 +1,5 @@
 """Checks arguments that many functions share."""
 
-from __future__ import annotations
-
 
 def at_least(argument: str, value: int, least: int = 1) -> int:
     """Returns the value of an argument that counts something, or raises a ValueError if it is too small."""

@@ -5,8 +5,6 @@ normalization, the start of ActNorm) must then be those of all parts, and gradie
 ``torch.nn.SyncBatchNorm`` does so for its own kind of normalization, and on GPUs alone.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

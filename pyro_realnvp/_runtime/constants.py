@@ -1,7 +1,5 @@
 """Treats the parameters of a module as constants for a while."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

@@ -5,8 +5,6 @@ what they return: plain values, tensors and parts. A function or class that is n
 so that a record never holds more than the object does, and can be copied and pickled wherever the object can.
 """
 
-from __future__ import annotations
-
 import inspect
 import numbers
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Warns about names and arguments that will go in the next version."""
 
-from __future__ import annotations
-
 import warnings
 from typing import TypeVar
 

@@ -1,7 +1,5 @@
 """Computes in backward once more what forward has computed: in the same state, and without side effects."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from typing import Any

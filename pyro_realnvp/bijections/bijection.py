@@ -21,22 +21,11 @@ import torch
 from pyro.distributions import TransformModule
 from pyro.distributions.conditional import ConditionalTransform
 from torch import Size, Tensor, nn
-from torch.distributions import biject_to, constraints, identity_transform, transform_to
+from torch.distributions import constraints
 
 from .._runtime.batch_statistics import hold_statistics
 from .cache import Cache, fingerprint
-
-
-class _Finite(type(constraints.real)):  # type: ignore[misc]
-    """The finite real numbers; torch's ``real`` accepts infinities."""
-
-    def check(self, value: Tensor) -> Tensor:
-        return value.isfinite()
-
-
-finite = _Finite()
-biject_to.register(_Finite, lambda constraint: identity_transform)
-transform_to.register(_Finite, lambda constraint: identity_transform)
+from .support import finite
 
 
 def _zero_or_one(cache_size: int) -> int:
@@ -90,7 +79,8 @@ class Bijection(TransformModule, ConditionalTransform):
     @property
     def context_shape(self) -> Size | None:
         """Shape of one context, ``(length,)`` or ``(C, H, W)``, or None: by default that of the first part with one."""
-        shapes = (part.context_shape for part in self.children() if isinstance(part, Bijection))
+        # By _modules, since Dynamo cannot trace children(), which hashes them.
+        shapes = [part.context_shape for part in self._modules.values() if isinstance(part, Bijection)]
         return next((shape for shape in shapes if shape is not None), None)
 
     # The interface of torch's and Pyro's transforms:
@@ -173,21 +163,17 @@ class Bijection(TransformModule, ConditionalTransform):
 
     def _context_batch_shape(self, context: Tensor) -> Size:
         """Returns the batch dimensions of a context; an error if it does not end in ``context_shape``."""
-        if self.context_shape is None:
-            return Size()
-        cut = context.dim() - len(self.context_shape)
-        if cut < 0 or context.shape[cut:] != self.context_shape:
-            raise ValueError(
-                f"{type(self).__name__} expects a context of shape {tuple(self.context_shape)}, "
-                f"but got a tensor of shape {tuple(context.shape)}."
-            )
-        return context.shape[:cut]
+        return Size() if self.context_shape is None else self._leading(context.shape, self.context_shape, "a context")
 
     def _batch_shape(self, shape: Sequence[int], event_shape: Size) -> Size:
-        cut = len(shape) - len(event_shape)
-        if cut < 0 or tuple(shape[cut:]) != tuple(event_shape):
+        """Returns the batch dimensions of events; an error if the shape does not end in ``event_shape``."""
+        return self._leading(shape, event_shape, "events")
+
+    def _leading(self, shape: Sequence[int], trailing: Size, expected: str) -> Size:
+        cut = len(shape) - len(trailing)
+        if cut < 0 or tuple(shape[cut:]) != tuple(trailing):
             raise ValueError(
-                f"{type(self).__name__} expects events of shape {tuple(event_shape)}, "
+                f"{type(self).__name__} expects {expected} of shape {tuple(trailing)}, "
                 f"but got a tensor of shape {tuple(shape)}."
             )
         return Size(shape[:cut])
@@ -209,6 +195,10 @@ class Bijection(TransformModule, ConditionalTransform):
             ]
         except RuntimeError:  # inference tensors have no version, tensors under a function transform no address
             return None
+
+    def _per_event(self, log_det: Tensor, x: Tensor) -> Tensor:
+        """Expands a log-determinant that is equal for all events to the batch shape of x."""
+        return log_det.expand(x.shape[: x.dim() - len(self.event_shape)])
 
     def _remember(self, argument: Tensor, result: Tensor, log_det: Tensor, *, forward: bool) -> None:
         if self._cache_size and not torch.compiler.is_compiling():

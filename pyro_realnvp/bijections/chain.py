@@ -1,7 +1,5 @@
 """Composition: bijections one after another, and torch's and Pyro's own transforms among them."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Bijections whose context is computed by a network, once for a whole flow."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from torch import Size, Tensor, nn

@@ -6,8 +6,6 @@
 Dinh et al. (2017), section 3.2.
 """
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Sequence
 from contextlib import nullcontext

@@ -1,7 +1,5 @@
 """Torch's and Pyro's own transforms as bijections."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from pyro.distributions.conditional import ConditionalTransform
@@ -75,8 +73,3 @@ class Lift(Bijection):
     def _log_det(self, transform: Transform, x: Tensor, y: Tensor) -> Tensor:
         log_det = transform.log_abs_det_jacobian(x, y)
         return sum_rightmost(log_det, len(self.event_shape) - transform.domain.event_dim)
-
-    def clear_cache(self) -> None:
-        super().clear_cache()
-        if hasattr(self.transform, "clear_cache"):
-            self.transform.clear_cache()

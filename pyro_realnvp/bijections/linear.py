@@ -1,7 +1,5 @@
 """Linear and affine bijections: Scale (NICE), FixedAffine, Permute, and the invertible 1x1 convolution (Glow)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch
@@ -28,13 +26,10 @@ class Scale(Reversible):
         self.log_scale = nn.Parameter(torch.zeros(*event_shape))
 
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return x * self.log_scale.exp(), self._log_det(x)
+        return x * self.log_scale.exp(), self._per_event(self.log_scale.sum(), x)
 
     def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return y * (-self.log_scale).exp(), -self._log_det(y)
-
-    def _log_det(self, x: Tensor) -> Tensor:
-        return self.log_scale.sum().expand(x.shape[: x.dim() - len(self.event_shape)])
+        return y * (-self.log_scale).exp(), self._per_event(-self.log_scale.sum(), y)
 
 
 @recorded
@@ -83,7 +78,7 @@ class FixedAffine(Bijection):
         return self.scale if self.scale.dim() == 1 else self.scale.diagonal()
 
     def _log_det(self, x: Tensor) -> Tensor:
-        return self._diagonal.log().sum().expand(x.shape[:-1])
+        return self._per_event(self._diagonal.log().sum(), x)
 
 
 @recorded
@@ -205,26 +200,23 @@ class InvertibleConv1x1(Reversible):
                 weight = weight * self.norm.log_scale.exp()
                 bias = -(weight @ self.norm.shift)
                 log_det = log_det + self.norm.log_scale.sum()
-            return self._apply_matrix(x, weight, bias), self._expand(x, log_det)
+            return self._apply_matrix(x, weight, bias), self._over_pixels(x, log_det)
 
     def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         with full_precision(y):
-            return self._inverse_and_log_det(y)
-
-    def _inverse_and_log_det(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        weight, log_det = self.matrix()
-        inverse, info = torch.linalg.inv_ex(weight.double())
-        if not torch.compiler.is_compiling():
-            error = (weight.double() @ inverse).sub_(torch.eye(len(weight), device=weight.device)).abs().max()
-            if bool((info != 0) | ~(error < 1e-3)):
-                raise ValueError(f"InvertibleConv1x1 has a singular matrix W of {len(weight)} channels.")
-        inverse = inverse.to(weight.dtype)
-        bias = None
-        if self.norm is not None:
-            inverse = (-self.norm.log_scale).exp()[:, None] * inverse
-            bias = self.norm.shift
-            log_det = log_det + self.norm.log_scale.sum()
-        return self._apply_matrix(y, inverse, bias), -self._expand(y, log_det)
+            weight, log_det = self.matrix()
+            inverse, info = torch.linalg.inv_ex(weight.double())
+            if not torch.compiler.is_compiling():
+                error = (weight.double() @ inverse).sub_(torch.eye(len(weight), device=weight.device)).abs().max()
+                if bool((info != 0) | ~(error < 1e-3)):
+                    raise ValueError(f"InvertibleConv1x1 has a singular matrix W of {len(weight)} channels.")
+            inverse = inverse.to(weight.dtype)
+            bias = None
+            if self.norm is not None:
+                inverse = (-self.norm.log_scale).exp()[:, None] * inverse
+                bias = self.norm.shift
+                log_det = log_det + self.norm.log_scale.sum()
+            return self._apply_matrix(y, inverse, bias), -self._over_pixels(y, log_det)
 
     def _apply_matrix(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if len(self.event_shape) == 1:
@@ -233,5 +225,5 @@ class InvertibleConv1x1(Reversible):
         y = F.conv2d(x.reshape(batch.numel(), *self.event_shape), weight[:, :, None, None], bias)
         return y.reshape(x.shape)
 
-    def _expand(self, x: Tensor, log_det: Tensor) -> Tensor:
-        return (log_det * self.event_shape[1:].numel()).expand(x.shape[: x.dim() - len(self.event_shape)])
+    def _over_pixels(self, x: Tensor, log_det: Tensor) -> Tensor:
+        return self._per_event(log_det * self.event_shape[1:].numel(), x)

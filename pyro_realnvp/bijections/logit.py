@@ -1,7 +1,5 @@
 """The logit of pixels."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """Masks of the part of an event that a coupling leaves unchanged: boolean, True = unchanged (b in the papers)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -5,8 +5,6 @@
 the data. Dinh et al. (2017), section 3.6.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """Normalization as layers of a flow: BatchNorm (RealNVP) and ActNorm (Glow)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,10 +33,6 @@ class _ChannelMap(Reversible):
     def _over(self) -> tuple[int, ...]:
         """Returns the dimensions of a flat batch to reduce: all but the channels."""
         return (0, *range(2, len(self.event_shape) + 1))
-
-    def _refuse_non_finite(self, statistics: Tensor) -> None:
-        if not torch.compiler.is_compiling() and not bool(statistics.isfinite().all()):
-            raise ValueError(f"{type(self).__name__} got NaN or infinite data; its statistics were left as they were.")
 
 
 @recorded
@@ -110,8 +104,7 @@ class BatchNorm(_ChannelMap):
         return after if self.mask is None else torch.where(self.mask, before, after)
 
     def _log_det(self, x: Tensor, var: Tensor) -> Tensor:
-        log_det = -0.5 * (self.count * var.log()).sum()
-        return log_det.expand(x.shape[: x.dim() - len(self.event_shape)])
+        return self._per_event(-0.5 * (self.count * var.log()).sum(), x)
 
     def _batch_statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = self._flat(x)
@@ -122,7 +115,8 @@ class BatchNorm(_ChannelMap):
             )
         mean, var = self._moments(x)
         if not statistics_are_held():
-            self._refuse_non_finite(var)
+            if not torch.compiler.is_compiling() and not bool(var.isfinite().all()):
+                raise ValueError("BatchNorm got NaN or infinite data; its statistics were left as they were.")
             with torch.no_grad():
                 self.last_mean.copy_(mean)
                 self.last_var.copy_(var)
@@ -206,5 +200,4 @@ class ActNorm(_ChannelMap):
         return value if value.shape == self.event_shape else self._per_channel(value)
 
     def _log_det(self, x: Tensor) -> Tensor:
-        log_det = self.log_scale.sum() * (self.event_shape.numel() // self.log_scale.numel())
-        return log_det.expand(x.shape[: x.dim() - len(self.event_shape)])
+        return self._per_event(self.log_scale.sum() * (self.event_shape.numel() // self.log_scale.numel()), x)

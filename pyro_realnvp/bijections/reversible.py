@@ -6,8 +6,6 @@ gradients, and goes on with f_{n-1}. The x that it ends with is compared with th
 Reversible Residual Network" (2017), section 3.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext

@@ -5,8 +5,6 @@ shape (\\*batch, P C, ...), where the first C channels are the first parameter o
 the axis of the channels, counted from the right.
 """
 
-from __future__ import annotations
-
 from abc import abstractmethod
 
 import torch

@@ -1,7 +1,5 @@
 """Pieces that the families share: the shapes of events and contexts, and couplings of vectors."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypeGuard

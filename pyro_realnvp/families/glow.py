@@ -1,7 +1,5 @@
 """Glow, assembled."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 from torch import Size

@@ -1,7 +1,5 @@
 """NICE, assembled."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 

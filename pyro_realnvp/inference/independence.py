@@ -1,7 +1,5 @@
 """Metropolis-Hastings with independent proposals from a guide."""
 
-from __future__ import annotations
-
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping

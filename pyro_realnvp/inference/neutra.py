@@ -1,7 +1,5 @@
 """Hamiltonian Monte Carlo in the space where a trained guide makes the posterior simple."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Registers the flow of a guide in Pyro's global parameter store, and takes over parameters loaded into the store."""
 
-from __future__ import annotations
-
 import pyro
 from torch import nn
 from torch.utils.weak import WeakTensorKeyDictionary

@@ -1,7 +1,5 @@
 """The quality of importance weights: effective sample size, Pareto k-hat, and Pareto smoothing."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -9,8 +9,6 @@ The score may be left out only where every draw has the same weight. Bounds that
 importance-weighted or Renyi objectives, need it.
 """
 
-from __future__ import annotations
-
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any

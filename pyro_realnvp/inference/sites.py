@@ -1,7 +1,5 @@
 """Maps between the one unconstrained vector of an ``AutoContinuous`` guide and the sites of its model."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

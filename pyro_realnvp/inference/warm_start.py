@@ -1,7 +1,5 @@
 """Finds a Gaussian near an unnormalised density, from its gradients alone: the start of a guide."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

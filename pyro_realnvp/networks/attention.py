@@ -1,7 +1,5 @@
 """The networks of Flow++: gated convolutions and gated self-attention."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """An affine map of every channel that is initialised from data: ActNorm, for networks and layers alike."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

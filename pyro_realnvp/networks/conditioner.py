@@ -5,8 +5,6 @@ level=0)``, so that one ``partial(ResNet, hidden=64, blocks=8)`` builds them eve
 this signature and, to use a context, the attribute ``context_shape``; deriving from :class:`Conditioner` is optional.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """The networks of Glow."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

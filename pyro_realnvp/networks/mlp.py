@@ -1,7 +1,5 @@
 """The network of vector flows."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import torch

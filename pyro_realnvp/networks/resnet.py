@@ -1,7 +1,5 @@
 """The network of RealNVP on images."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

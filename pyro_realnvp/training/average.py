@@ -1,7 +1,5 @@
 """The average of a Module's weights over the last steps of training."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel

@@ -4,8 +4,6 @@ A file is in the safetensors format. Its metadata has a key ``pyro_realnvp`` wit
 and either a description (:mod:`pyro_realnvp.training.description`) or the arguments for a function of the user's.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Callable, Mapping

@@ -11,7 +11,7 @@ from torch.distributions import constraints
 from torch.utils.data import DataLoader, RandomSampler, SequentialSampler, random_split
 
 from .._runtime.checks import at_least
-from ..bijections.bijection import finite
+from ..bijections.support import finite
 from ..flow import Flow
 from .loop import Batches
 

@@ -5,8 +5,6 @@ A description is a list of nodes, each an object that was made by a call of a ma
 nodes and tensors. Reading looks every name up in a fixed table: it imports and executes nothing else.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Mapping, Sequence
 from functools import partial

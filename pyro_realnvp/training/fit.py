@@ -1,7 +1,5 @@
 """Training by maximum likelihood in one call."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -13,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from .._runtime.checks import at_least
-from ..dequantization import ImageFlow
 from ..flow import Flow
+from ..image_flow import ImageFlow
 from ..networks.channel_norm import ChannelNorm
 from .average import exponential_average
 from .data import Batch, Rows, default_noise, default_weight_decay, hold_out, rows_of

@@ -3,8 +3,6 @@
 Nothing here knows a data set or a model. :func:`~pyro_realnvp.fit` is made of these pieces; a loop of your own can be.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator
 from copy import deepcopy

@@ -1,7 +1,5 @@
 """Switches that are set in a whole flow: what backward stores or recomputes, and where statistics come from."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
 

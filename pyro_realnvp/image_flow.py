@@ -1,0 +1,72 @@
+"""A flow over integer images as one Module."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Size, Tensor, nn
+
+from ._runtime.construction import recorded
+from .dequantization import Dequantized
+from .flow import Flow
+
+
+@recorded
+class ImageFlow(nn.Module):
+    """A flow over integer images: owns a density on the unit cube, and the noise that makes integers continuous.
+
+    Calling it returns the bound on the log-probability of :class:`~pyro_realnvp.Dequantized`, so that
+    :func:`~pyro_realnvp.fit`, :func:`~pyro_realnvp.save` and ``DistributedDataParallel`` take it.
+
+        density = Flow(StandardNormal((1, 28, 28)), [*realnvp_transforms((1, 28, 28)), Logit(0.05).inv])
+        noise = Flow(StandardNormal((1, 28, 28)), flowpp_dequantizer((1, 28, 28)))
+        model = ImageFlow(density, levels=256, dequantizer=noise)
+
+    Args:
+        flow: a density on the unit cube.
+        levels: number of values of a pixel, 0 to levels - 1.
+        dequantizer: a flow on the unit cube given k / levels - 1/2; None for uniform noise.
+    """
+
+    def __init__(self, flow: Flow, levels: int = 256, dequantizer: Flow | None = None) -> None:
+        super().__init__()
+        if levels < 2:
+            raise ValueError(f"ImageFlow needs 2 levels or more, but got {levels}.")
+        self.flow, self.levels, self.dequantizer = flow, levels, dequantizer
+
+    @property
+    def event_shape(self) -> Size:
+        """Shape (C, H, W) of one image."""
+        return self.flow.event_shape
+
+    def distribution(self, context: Tensor | None = None, *, num_samples: int = 1) -> Dequantized:
+        """Returns the distribution over integer images, whose bound averages ``num_samples`` draws of the noise."""
+        density = self.flow.distribution(context)
+        return Dequantized(density, self.levels, dequantizer=self.dequantizer, num_samples=num_samples)
+
+    def forward(self, images: Tensor, context: Tensor | None = None) -> Tensor:
+        """Computes the bound on the log-probability in nats, (\\*batch), of integer images (\\*batch, C, H, W)."""
+        return self.distribution(context).log_prob(images)
+
+    def log_prob(self, images: Tensor, context: Tensor | None = None) -> Tensor:
+        """Computes the bound on the log-probability, as calling the Module does."""
+        return self(images, context)
+
+    def sample(self, sample_shape: Sequence[int] = (), context: Tensor | None = None) -> Tensor:
+        """Draws integer images (\\*sample_shape, \\*context batch, C, H, W) as int64."""
+        return self.distribution(context).sample(sample_shape)
+
+    @torch.no_grad()
+    def initialize(self, images: Tensor, context: Tensor | None = None) -> None:
+        """Initialises every ActNorm that has seen no data yet, in both flows, from a batch of integer images."""
+        images = images.to(self.flow.base(None if context is None else context[:1]).mean.dtype)
+        noise = torch.rand_like(images)
+        self.flow.initialize((images + noise) / self.levels, context)
+        if self.dequantizer is not None:
+            self.dequantizer.initialize(noise, images / self.levels - 0.5)
+
+    def summary(self) -> str:
+        """Returns a table of the layers of both flows; see :meth:`~pyro_realnvp.Flow.summary`."""
+        parts = [f"flow:\n{self.flow.summary()}"]
+        if self.dequantizer is not None:
+            parts.append(f"dequantizer:\n{self.dequantizer.summary()}")
+        return "\n".join(parts)
