@@ -192,12 +192,12 @@ def hold_out(rows: Rows, validation: Any, *, like: Tensor) -> tuple[Rows, Rows |
 
 def default_weight_decay(rows: Rows) -> float:
     """30 / N, at most 0.1: a prior that counts like some rows. 0 where the number of rows is not known."""
-    return 0.0 if rows.count is None else min(0.1, 30 / rows.count)
+    return min(0.1, 30 / rows.count) if rows.count else 0.0
 
 
 def default_noise(flow: nn.Module, rows: Rows) -> Tensor | None:
     """Standard deviation of every element of x times 1 / sqrt(N), at most 0.05, for a Flow on the whole real line."""
-    if not isinstance(flow, Flow) or rows.count is None:
+    if not isinstance(flow, Flow) or not rows.count or not rows.first[0].is_floating_point():
         return None
     support: constraints.Constraint = flow.transforms.codomain
     while isinstance(support, constraints.independent):

@@ -1,6 +1,7 @@
 """Training by maximum likelihood in one call."""
 
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
@@ -32,7 +33,7 @@ def fit(
     learning_rate: float = 1e-3,
     weight_decay: float | None = None,
     noise: float | None = None,
-    patience: int | None = 10,
+    patience: int | None = None,
     interval: int | None = None,
     ema: float = 0.995,
     clip: float = 5.0,
@@ -69,7 +70,8 @@ def fit(
             0.1 and at least 0.
         noise: standard deviation of Gaussian noise that is added to x at every step, in the units of x. None, for a
             Flow on the whole real line: the standard deviation of each element times 1 / sqrt(N), at most 0.05; else 0.
-        patience: number of intervals without a lower validation loss that ends the training; None: never.
+        patience: number of intervals without a lower validation loss that ends the training. None: 10 if neither steps
+            nor epochs are given; else there is no early end, and the best state is kept all the same.
         interval: steps between validations; an epoch by default, and at least 50.
         ema: decay of the averaged weights and statistics; 0 keeps the weights of the last step.
         clip: largest norm of the gradient of all parameters together.
@@ -98,15 +100,17 @@ def fit(
             if epoch is None:
                 raise ValueError("fit needs steps instead of epochs for a DataLoader without a length.")
             steps = at_least("epochs", epochs) * epoch
-        if steps is None and (held_out is None or patience is None):
-            raise ValueError("fit needs steps or epochs if no held-out data and patience end the training.")
+        if steps is None and held_out is None:
+            raise ValueError("fit needs steps or epochs if there are no held-out data, by which patience could end it.")
+        if patience is None:
+            patience = 10 if steps is None else sys.maxsize
         if steps is not None:
             at_least("steps", steps)
         every = at_least("interval", interval if interval is not None else max(50, epoch or 0))
         decay = default_weight_decay(rows) if weight_decay is None else weight_decay
         spread = default_noise(flow, rows) if noise is None else noise or None
         training = _Training(flow, rows, held_out, learning_rate, decay, spread, steps, ema, clip)
-        return training.run(steps, every, math.inf if patience is None else patience, progress, callback)
+        return training.run(steps, every, at_least("patience", patience), progress, callback)
 
 
 class _Training:
@@ -154,7 +158,7 @@ class _Training:
         self,
         steps: int | None,
         interval: int,
-        patience: float,
+        patience: int,
         progress: bool,
         callback: Callable[[Mapping[str, float]], bool | None] | None,
     ) -> History:

@@ -93,7 +93,7 @@ class BestState:
         patience: number of losses without improvement after which :meth:`stop` returns True.
     """
 
-    def __init__(self, module: nn.Module, patience: float) -> None:
+    def __init__(self, module: nn.Module, patience: int) -> None:
         self.module, self.patience = module, patience
         self.loss, self.waited = math.inf, 0
         self.state = deepcopy(module.state_dict())

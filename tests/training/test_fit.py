@@ -1,0 +1,366 @@
+"""Training by maximum likelihood: data of any kind, a held-out part, the best averaged state, errors that help."""
+
+import math
+import sys
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+from pyro_realnvp import (
+    ActNorm,
+    DiagonalNormal,
+    Flow,
+    History,
+    ImageFlow,
+    Logit,
+    StandardNormal,
+    fit,
+    flowpp_dequantizer,
+    glow_transforms,
+    realnvp_transforms,
+)
+from pyro_realnvp.training.data import default_noise, default_weight_decay, rows_of
+
+from zoo import calm_attention, convnet, features, mlp
+
+mpl.use("Agg")
+
+QUIET = {"progress": False, "seed": 0}
+
+
+def flow_of(dim=2, **options):
+    return Flow(StandardNormal(dim), realnvp_transforms(dim, couplings=2, net=mlp, **options))
+
+
+def gaussian(rows=2000, seed=0):
+    """Correlated, with entropy 1/2 log |2 pi e Sigma| = 2.3265 nats."""
+    root = torch.tensor([[1.0, 0.0], [0.8, 0.6]])
+    return torch.randn(rows, 2, generator=torch.Generator().manual_seed(seed)) @ root.T
+
+
+ENTROPY = math.log(2 * math.pi * math.e) + math.log(0.6)
+
+
+def test_it_reaches_the_entropy_of_the_data():
+    flow = flow_of()
+    history = fit(flow, gaussian(20_000), steps=800, learning_rate=1e-2, **QUIET)
+    assert not flow.training
+    assert -flow(gaussian(20_000, seed=1)).mean().item() == pytest.approx(ENTROPY, abs=0.02)
+    assert history.ended_by == "steps"
+    assert history.step[-1] == 800
+    assert history.loss[0] > history.loss[-1]
+    assert history.best == history.validation.min()
+    assert history.best_step == history.step[history.validation.argmin()]
+    assert history.unit == "nats"
+
+
+def test_patience_ends_it_at_the_best_state():
+    torch.manual_seed(0)
+    flow, x, held_out = flow_of(), gaussian(60), gaussian(200, seed=1)
+    history = fit(
+        flow, x, validation=held_out, learning_rate=2e-2, patience=3, noise=0.0, weight_decay=0.0, interval=10, **QUIET
+    )
+    assert history.ended_by == "patience"
+    assert len(history.step) == int(history.validation.argmin()) + 4
+    assert -flow(held_out).mean().item() == pytest.approx(history.best, abs=1e-5)  # the flow holds the best state
+    assert history.validation[-1] > history.best
+
+
+def test_a_conditional_flow_learns_what_the_context_says():
+    context = torch.randn(4000, 1, generator=torch.Generator().manual_seed(0))
+    x = torch.cat([2 * context, -context], 1) + 0.1 * gaussian(4000)
+    flow = Flow(DiagonalNormal(2, context_shape=1), realnvp_transforms(2, couplings=2, net=mlp, context_shape=1))
+    fit(flow, x, context=context, steps=800, learning_rate=1e-2, **QUIET)
+    assert -flow.log_prob(x, context).mean().item() < ENTROPY + 2 * math.log(0.1) + 0.3
+    samples = flow.sample((500,), torch.ones(1))
+    torch.testing.assert_close(samples.mean(0), torch.tensor([2.0, -1.0]), atol=0.15, rtol=0)
+
+
+def test_log_prob_is_what_calling_the_flow_gives():
+    flow, x = flow_of(context_shape=3), torch.randn(5, 2)
+    assert torch.equal(flow.log_prob(x, torch.ones(3)), flow(x, torch.ones(3)))
+    images = torch.zeros(2, 1, 2, 2)
+    model = ImageFlow(Flow(StandardNormal((1, 2, 2)), [Logit(0.05).inv]), 4)
+    torch.manual_seed(1)
+    expected = model(images)
+    torch.manual_seed(1)
+    assert torch.equal(model.log_prob(images), expected)
+
+
+def pairs_of(x):
+    return x, torch.ones(len(x), 1)
+
+
+class Endless(IterableDataset):
+    def __iter__(self):
+        while True:
+            yield torch.randn(32, 2)
+
+
+@pytest.mark.parametrize(
+    ("make", "context"),
+    [
+        (lambda x: x, 0),
+        (lambda x: x.double(), 0),
+        (lambda x: x.numpy(), 0),
+        (lambda x: x.double().numpy(), 0),
+        (lambda x: pairs_of(x), 1),
+        (lambda x: tuple(part.numpy() for part in pairs_of(x)), 1),
+        (lambda x: DataLoader(x, batch_size=32), 0),
+        (lambda x: DataLoader(TensorDataset(x), batch_size=32, shuffle=True), 0),
+        (lambda x: DataLoader(TensorDataset(*pairs_of(x.double())), batch_size=32, shuffle=True), 1),
+    ],
+)
+def test_data_of_every_kind(make, context):
+    flow = flow_of(context_shape=context)
+    data = make(gaussian(200))
+    history = fit(flow, data, epochs=3, batch_size=32, **QUIET)
+    # Of 180 rows a DataLoader also returns the batch that is not full.
+    assert history.step[-1] == 3 * (6 if isinstance(data, DataLoader) else 5)
+    assert history.validation.isfinite().all()
+    assert next(flow.parameters()).dtype == torch.float32
+
+
+def test_a_loader_without_end():
+    loader = DataLoader(Endless(), batch_size=None)
+    history = fit(flow_of(), loader, validation=None, steps=20, interval=10, **QUIET)
+    assert history.step.tolist() == [10, 20]
+    assert history.validation.isnan().all()
+    assert history.best_step == 20
+    for options, message in (
+        ({"steps": 5}, "cannot hold out a fraction of a DataLoader"),
+        ({"epochs": 2, "validation": None}, "steps instead of epochs"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fit(flow_of(), loader, **options, **QUIET)
+
+
+@pytest.mark.parametrize(
+    "held_out", [0.25, gaussian(50), gaussian(50).numpy(), (gaussian(50), None), DataLoader(gaussian(50))]
+)
+def test_held_out_data_of_every_kind(held_out):
+    if isinstance(held_out, tuple):
+        held_out = pairs_of(held_out[0])
+        flow, x = flow_of(context_shape=1), pairs_of(gaussian(200))
+    else:
+        flow, x = flow_of(), gaussian(200)
+    history = fit(flow, x, validation=held_out, steps=20, interval=10, **QUIET)
+    assert history.validation.isfinite().all()
+    assert len(history.step) == 2
+
+
+def test_a_fraction_is_held_out_and_never_trained_on():
+    x = torch.arange(200.0)[:, None].expand(200, 2).contiguous()
+    seen = set()
+
+    class Spy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.flow = flow_of()
+
+        def forward(self, x):
+            if self.training and self.flow.training:
+                seen.update(x[:, 0].round().int().tolist())
+            return self.flow(x / 200)
+
+    fit(Spy(), x, validation=0.2, epochs=5, batch_size=32, noise=0.0, **QUIET)
+    assert len(seen) == 160
+
+
+@pytest.mark.parametrize("dequantizer", [False, True])
+def test_integer_images_in_bits_per_dim(dequantizer):
+    shape = (1, 2, 4)
+    noise = None
+    if dequantizer:
+        transforms = flowpp_dequantizer(shape, couplings=1, components=2, net=calm_attention, embedding=features)
+        noise = Flow(StandardNormal(shape), transforms)
+    density = Flow(StandardNormal(shape), [*glow_transforms(shape, levels=1, steps=2, net=convnet), Logit(0.05).inv])
+    model = ImageFlow(density, 4, noise)
+    x = torch.randint(0, 2, (600, *shape), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    history = fit(model, x, steps=150, batch_size=64, learning_rate=1e-2, interval=50, **QUIET)
+    assert history.unit == "bits/dim"
+    assert 1.0 < history.best < 1.6  # a fair coin of four levels: 1 bit; uniform: 2
+    assert all(norm.norm._is_initialized for norm in model.modules() if isinstance(norm, ActNorm))
+    assert model.sample((3,)).dtype == torch.int64
+
+
+def test_any_module_that_returns_a_log_density():
+    class Normal(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.loc = nn.Parameter(torch.zeros(2))
+
+        def forward(self, x):
+            return -0.5 * (x - self.loc).square().sum(-1)
+
+    module, x = Normal(), gaussian() + 3
+    fit(module, x, steps=400, learning_rate=5e-2, **QUIET)
+    torch.testing.assert_close(module.loc.data, x.mean(0), atol=0.1, rtol=0)
+
+
+def test_a_seed_repeats_a_run_and_leaves_the_global_state_alone():
+    results = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        flow = flow_of()
+        before = torch.get_rng_state()
+        history = fit(flow, gaussian(), steps=30, interval=10, progress=False, seed=5)
+        assert torch.equal(torch.get_rng_state(), before)
+        results.append([*flow.state_dict().values(), history.loss, history.validation])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    torch.manual_seed(3)
+    flow = flow_of()
+    fit(flow, gaussian(), steps=30, interval=10, progress=False, seed=6)
+    assert not all(torch.equal(a, b) for a, b in zip(flow.state_dict().values(), results[0], strict=False))
+
+
+def test_the_callback_sees_the_averaged_flow_and_can_end_it():
+    flow, rows, losses = flow_of(), [], []
+    held_out = gaussian(300, seed=1)
+
+    def callback(row):
+        rows.append(row)
+        losses.append(-flow(held_out).mean().item())
+        assert not flow.training
+        return row["step"] == 30
+
+    history = fit(flow, gaussian(), validation=held_out, steps=1000, interval=10, callback=callback, **QUIET)
+    assert [row["step"] for row in rows] == [10, 20, 30]
+    assert rows[0].keys() == {"step", "loss", "validation", "learning_rate", "seconds"}
+    assert history.ended_by == "callback"
+    assert losses == pytest.approx(history.validation.tolist(), abs=1e-5)
+
+
+def test_without_an_average_the_last_weights_are_kept():
+    flow = flow_of()
+    last = {}
+
+    def callback(row):
+        last.update({key: value.clone() for key, value in flow.state_dict().items()})
+
+    fit(flow, gaussian(), validation=None, steps=40, interval=10, ema=0.0, callback=callback, **QUIET)
+    assert all(torch.equal(last[key], value) for key, value in flow.state_dict().items())
+
+
+def test_an_interrupted_training_leaves_the_best_state():
+    flow, held_out, best = flow_of(), gaussian(300, seed=1), []
+
+    def callback(row):
+        best.append(row["validation"])
+        if len(best) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(flow, gaussian(), validation=held_out, steps=1000, interval=10, callback=callback, **QUIET)
+    assert -flow(held_out).mean().item() == pytest.approx(min(best), abs=1e-5)
+    assert not flow.training
+
+
+def test_a_loss_that_is_not_finite_is_an_error():
+    class Wrong(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.loc = nn.Parameter(torch.zeros(2))
+
+        def forward(self, x):
+            return (x - self.loc).sum(-1) * math.nan
+
+    with pytest.raises(RuntimeError, match="loss became nan at about step 20; a smaller learning rate may help"):
+        fit(Wrong(), gaussian(), steps=100, **QUIET)
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "message"),
+    [
+        (gaussian(), {"steps": 10, "epochs": 2}, "steps=10 and epochs=2"),
+        (gaussian(), {"validation": None}, "needs steps or epochs"),
+        (gaussian(), {"patience": 0}, "patience must be at least 1, but got 0"),
+        (gaussian(), {"steps": 0}, "steps must be at least 1, but got 0"),
+        (gaussian(), {"epochs": -1}, "epochs must be at least 1, but got -1"),
+        (gaussian(), {"batch_size": 0, "steps": 5}, "batch_size must be at least 1"),
+        (gaussian(), {"steps": 5, "interval": 0}, "interval must be at least 1"),
+        (gaussian(), {"validation": 1.5}, r"between 0 and 1, but got 1.5"),
+        (gaussian(1), {"steps": 5}, "cannot hold out 0.1 of 1 rows"),
+        (gaussian(), {"ema": 1.0, "steps": 5}, r"lies in \[0, 1\), but got 1.0"),
+        (torch.zeros(0, 2), {"steps": 5}, r"shapes \(0, 2\)"),
+        ((gaussian(), torch.ones(3, 1)), {"steps": 5}, r"shapes \(2000, 2\) and \(3, 1\)"),
+        ((gaussian(), gaussian(), gaussian()), {"steps": 5}, "pair .*, but got 3 parts"),
+        (torch.tensor([[1.0, 2.0], [math.nan, 0.0], [0.0, 0.0]]), {"steps": 5}, "row 1 of x is not"),
+        (pairs_of(torch.ones(3, 2) / 0), {"steps": 5}, "row 0 of x is not"),
+        (torch.ones(20, 3), {"steps": 5}, r"expects events of shape \(2,\).*\(18, 3\)"),
+        (torch.ones(20, 2, dtype=torch.long), {"steps": 5}, "needs floating point values.*int64"),
+        (DataLoader([], batch_size=2), {"steps": 5, "validation": None}, "returned no batch"),
+    ],
+)
+def test_arguments_that_do_not_fit(data, options, message):
+    with pytest.raises(ValueError, match=message):
+        fit(flow_of(), data, **options, **QUIET)
+
+
+def test_a_flow_without_parameters_has_nothing_to_learn():
+    with pytest.raises(ValueError, match="Flow has none"):
+        fit(flow_of().requires_grad_(False), gaussian(), steps=3, **QUIET)
+
+
+def test_defaults_by_the_number_of_rows():
+    rows = {n: rows_of(gaussian(n), None, like=torch.zeros(()), batch_size=10) for n in (100, 3000, 300_000)}
+    assert [default_weight_decay(each) for each in rows.values()] == pytest.approx([0.1, 0.01, 1e-4])
+    for n, each in rows.items():
+        torch.testing.assert_close(
+            default_noise(flow_of(), each), min(0.05, n**-0.5) * gaussian(n).std(0, correction=0)
+        )
+    bounded = Flow(StandardNormal(2), [Logit(0.05).inv])
+    assert default_noise(bounded, rows[100]) is None
+    assert default_noise(nn.Linear(2, 1), rows[100]) is None
+
+
+def test_noise_is_in_the_units_of_x():
+    seen = []
+
+    class Spy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.loc = nn.Parameter(torch.zeros(2))
+
+        def forward(self, x):
+            if torch.is_grad_enabled():
+                seen.append(x.detach())
+            return -(x - self.loc).square().sum(-1)
+
+    fit(Spy(), torch.zeros(1000, 2), noise=3.0, steps=20, batch_size=500, **QUIET)
+    assert torch.cat(seen).std().item() == pytest.approx(3.0, rel=0.05)
+
+
+def test_learning_rate_rises_and_falls():
+    history = fit(flow_of(), gaussian(), steps=100, interval=5, learning_rate=1e-2, **QUIET)
+    rate = history.learning_rate
+    assert rate[0] < rate[2] > rate[-2] > rate[-1]
+    assert rate.max() == pytest.approx(1e-2, rel=0.05)
+    assert rate[-1] == pytest.approx(0, abs=1e-8)
+    endless = fit(flow_of(), gaussian(), interval=50, patience=4, learning_rate=1e-2, **QUIET)
+    assert endless.learning_rate[-1] == 1e-2
+
+
+def test_the_bar_shows_the_unit_and_can_be_switched_off(capsys):
+    fit(flow_of(), gaussian(), steps=20, seed=0)
+    assert "nats" in capsys.readouterr().err
+    fit(flow_of(), gaussian(), steps=20, seed=0, progress=False)
+    assert capsys.readouterr().err == ""
+
+
+def test_the_history_draws_itself(monkeypatch):
+    history = fit(flow_of(), gaussian(), steps=40, interval=10, **QUIET)
+    axes = history.plot()
+    assert axes.get_ylabel() == "negative log-density, nats"
+    assert len(axes.lines) == 3
+    np.testing.assert_allclose(axes.lines[1].get_ydata(), history.validation)
+    assert history.plot(axes) is axes
+    assert repr(history).startswith("History(40 steps in ")
+    assert isinstance(history, History)
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
+    with pytest.raises(ModuleNotFoundError, match="pip install matplotlib"):
+        history.plot()
