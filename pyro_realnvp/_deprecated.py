@@ -84,7 +84,7 @@ DEPRECATED: Mapping[str, tuple[Any, str]] = {
 
 
 def deprecated(name: str) -> Any:
-    """Returns what a name of version 0.1 stands for, with a DeprecationWarning; an AttributeError for other names."""
+    """Looks up a name of version 0.1, with a DeprecationWarning; an AttributeError for other names."""
     if name not in DEPRECATED:
         raise AttributeError(f"module 'pyro_realnvp' has no attribute {name!r}")
     value, new = DEPRECATED[name]

@@ -1,8 +1,8 @@
 """Remembers the calls that an object was made by, so that :func:`pyro_realnvp.save` can write them down.
 
-:func:`recorded` marks the public classes and functions that flows are made of. What they are called with is kept on
-what they return: plain values, tensors and parts. A function or class that is not marked itself is kept as text alone,
-so that a record never holds more than the object does, and can be copied and pickled wherever the object can.
+:func:`recorded` marks the public classes and functions that flows are made of. Their arguments are kept on the objects
+that they return: plain values, tensors and parts. An argument that is a function or class without the mark is kept as
+text alone, so that a record can be copied and pickled wherever the object can.
 """
 
 import inspect
@@ -60,7 +60,7 @@ class Unrecordable:
 
 
 def recorded(made: T) -> T:
-    """Marks a class, or a function that returns a list of layers: what it makes remembers the call."""
+    """Marks a class, or a function that returns a list of layers, so that the objects it makes remember the call."""
     name, signature = made.__name__, inspect.signature(made)
 
     def call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
