@@ -1,4 +1,4 @@
-"""A class-conditional flow p(x | y) on the digits that come with scikit-learn: samples of every class, and p(y | x).
+"""Learns a class-conditional flow p(x | y) on the digits of scikit-learn: samples of every class, and p(y | x).
 
     python examples/conditional.py                    RealNVP; minutes on a CPU
     python examples/conditional.py --flow glow
@@ -7,40 +7,31 @@ The one-hot label is the context of every coupling and of the base distribution.
 with equal priors, argmax_y log p(x | y), where log p is the importance-weighted bound over --draws dequantizations.
 
 Writes into --out: metrics.jsonl (the last row has test_accuracy and test_bits_per_dim), samples.png (a row a class),
-checkpoint.safetensors and checkpoint.json.
+and checkpoint.safetensors, for pyro_realnvp.load.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from common import (
-    Batches,
-    BestState,
-    Config,
-    Metrics,
-    add_options,
-    cosine_factor,
-    ema_of,
-    fit,
-    gradient_update,
-    resolve_device,
-    save_checkpoint,
-    save_grids,
-    set_seed,
-)
-from image_data import DATA, load_labelled_digits
-from image_models import MODELS, ImageModel, build, training_of
+from pyro_realnvp import ImageFlow, fit, save
+
+from shared.image_data import DATA, load_labelled_digits
+from shared.image_models import MODELS, build, training_of
+from shared.metrics import Metrics
+from shared.options import Config, add_options, ending_if_diverged, resolve_device, set_seed
+from shared.pictures import save_grids
 
 CLASSES = 10
 
 
 def one_hot(labels: Tensor) -> Tensor:
-    """(N,) integers to (N, 10)."""
+    """Turns integers (N,) into (N, 10)."""
     wrong = (labels < 0) | (labels >= CLASSES)
     if wrong.any():
         raise ValueError(f"A label is one of 0 to {CLASSES - 1}, but got {labels[wrong][0].item()}.")
@@ -48,9 +39,8 @@ def one_hot(labels: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def class_log_probs(model: ImageModel, images: Tensor, *, draws: int) -> Tensor:
-    """log p(x | y) of every image and class, (N, 10), in nats."""
-    model.eval()
+def class_log_probs(model: ImageFlow, images: Tensor, *, draws: int) -> Tensor:
+    """Computes log p(x | y) of every image and class, (N, 10), in nats."""
     every = torch.eye(CLASSES, device=images.device)
     parts = []
     for batch in images.split(64):
@@ -64,7 +54,7 @@ def accuracy(log_probs: Tensor, labels: Tensor) -> float:
 
 
 def bits(log_probs: Tensor, labels: Tensor) -> Tensor:
-    """-log2 p(x | y) / D of every image with its own label."""
+    """Computes -log2 p(x | y) / D of every image with its own label."""
     shape = DATA["digits"].image_shape
     return -log_probs.gather(1, labels[:, None])[:, 0].double() / (math.prod(shape) * math.log(2))
 
@@ -73,58 +63,46 @@ def train(args: argparse.Namespace, config: Config, device: torch.device) -> Non
     set_seed(args.seed)
     recipe = training_of(args.flow, "digits")
     splits = [(images.to(device), labels.to(device)) for images, labels in load_labelled_digits()]
-    (train_images, train_labels), validation, test = splits
+    (train_images, train_labels), (validation_images, validation_labels), (test_images, test_labels) = splits
     model = build(config).to(device)
-    ema = ema_of(model, recipe["ema"])
-    epoch = len(train_images) // recipe["batch_size"]
-    steps = (recipe["epochs"] if args.epochs is None else args.epochs) * epoch if args.steps is None else args.steps
     metrics = Metrics(args.out)
-    indices = Batches(torch.arange(len(train_images), device=device), recipe["batch_size"])
-    first = next(indices)
-    model.initialize(train_images[first], one_hot(train_labels[first]))
+    epoch = len(train_images) // recipe["batch_size"]
 
-    def loss() -> Tensor:
-        model.train()
-        index = next(indices)
-        return -model(train_images[index], one_hot(train_labels[index])).mean()
-
-    optimizer = torch.optim.Adam(model.parameters(), lr=recipe["learning_rate"], fused=True)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, cosine_factor(steps))
-    update = gradient_update(model, loss, optimizer, scheduler=scheduler, ema=ema)
-
-    def evaluate() -> dict[str, float]:
-        images, labels = validation
-        log_probs = class_log_probs(ema.module, images, draws=1)
-        return {
-            "validation_bits_per_dim": bits(log_probs, labels).mean().item(),
-            "validation_accuracy": accuracy(log_probs, labels),
+    def write(row: Mapping[str, float]) -> None:
+        log_probs = class_log_probs(model, validation_images, draws=1)  # fit lets the model hold the average meanwhile
+        figures = {
+            "validation_bits_per_dim": row["validation"],
+            "validation_accuracy": accuracy(log_probs, validation_labels),
         }
+        metrics.write({"step": row["step"], "loss": row["loss"], **figures, "seconds": metrics.seconds})
 
-    best = BestState(ema.module, recipe["patience"])
-    nats_to_bits = 1 / (math.prod(config["event_shape"]) * math.log(2))
-    taken = fit(
-        lambda: update() * nats_to_bits,
-        steps=steps,
+    history = fit(
+        model,
+        (train_images, one_hot(train_labels)),
+        validation=(validation_images, one_hot(validation_labels)),
+        steps=(recipe["epochs"] if args.epochs is None else args.epochs) * epoch if args.steps is None else args.steps,
+        batch_size=recipe["batch_size"],
+        learning_rate=recipe["learning_rate"],
+        weight_decay=0.0,
+        patience=recipe["patience"],
         interval=epoch,
-        metrics=metrics,
-        evaluate=evaluate,
-        stop=lambda row: best.stop(row["validation_bits_per_dim"]),
-        unit="bits/dim",
+        ema=recipe["ema"],
+        clip=recipe["clip"],
+        callback=write,
     )
-    best.restore()
-    log_probs = class_log_probs(ema.module, test[0], draws=args.draws)
-    of_label = bits(log_probs, test[1])
+    log_probs = class_log_probs(model, test_images, draws=args.draws)
+    of_label = bits(log_probs, test_labels)
     row = {
-        "step": taken,
-        "test_accuracy": accuracy(log_probs, test[1]),
+        "step": int(history.step[-1]),
+        "test_accuracy": accuracy(log_probs, test_labels),
         "test_bits_per_dim": of_label.mean().item(),
         "test_bits_per_dim_error": of_label.std().item() / math.sqrt(len(of_label)),
         "seconds": metrics.seconds,
     }
     metrics.write(row)
-    save_checkpoint(args.out / "checkpoint.safetensors", ema.module, config)
+    save(model, args.out / "checkpoint.safetensors")
     labels = torch.arange(CLASSES, device=device).repeat_interleave(CLASSES)
-    samples = ema.module.distribution(one_hot(labels)).sample()
+    samples = model.sample(context=one_hot(labels))
     save_grids(args.out / "samples.png", {"samples, a row a class": samples.float() / 16}, columns=CLASSES)
     print(f"test: accuracy {row['test_accuracy']:.3f}, {row['test_bits_per_dim']:.3f} bits/dim; see {args.out}")
 
@@ -147,7 +125,8 @@ def main(argv: list[str] | None = None) -> None:
         "pixel_levels": DATA["digits"].levels,
         **model,
     }
-    train(args, config, resolve_device(args.device))
+    with ending_if_diverged():
+        train(args, config, resolve_device(args.device))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Sampling unnormalised densities: a RealNVP fitted by reverse KL to the four energies of Rezende and Mohamed.
+"""Fits a RealNVP by reverse KL to unnormalised densities: the four energies of Rezende and Mohamed.
 
     python examples/energies.py                         # all four
     python examples/energies.py --energy u4 --compare   # one, and the same flow without annealing
@@ -49,22 +49,13 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from pyro_realnvp import MLP, Flow, PathGradientDistribution, StandardNormal, realnvp_transforms
+from pyro_realnvp import MLP, Flow, PathGradientDistribution, StandardNormal, realnvp_transforms, save
+from pyro_realnvp.training.average import exponential_average
+from pyro_realnvp.training.loop import cosine_schedule, gradient_step, run_steps
 
-from common import (
-    Config,
-    Metrics,
-    add_options,
-    cosine_schedule,
-    ema_of,
-    fail,
-    fit,
-    gradient_update,
-    resolve_device,
-    save_checkpoint,
-    save_figure,
-    set_seed,
-)
+from shared.metrics import Metrics
+from shared.options import add_options, ending_if_diverged, fail, resolve_device, set_seed
+from shared.pictures import save_figure
 
 WINDOW, CONFINEMENT = 4.0, 0.4
 TEST_SAMPLES = 100_000
@@ -132,13 +123,13 @@ class Energy:
         return Truth(self)
 
     def shares(self, z: Tensor, weights: Tensor) -> dict[str, float]:
-        """The share of the weights (N,) of the points (N, 2) that lies in each mode."""
+        """Computes the share of the weights (N,) of the points (N, 2) that lies in each mode."""
         sums = torch.bincount(self.mode(z), weights, minlength=len(self.modes)) / weights.sum()
         return dict(zip(self.modes, sums.tolist(), strict=True))
 
 
 def fork(z: Tensor, width: Callable[[Tensor], Tensor]) -> Tensor:
-    """1 on the branch at w1, 2 on that below it, where they are more than 1.5 apart, and 0 elsewhere."""
+    """Returns 1 on the branch at w1, 2 on that below it, where they are more than 1.5 apart, and 0 elsewhere."""
     z1, z2 = z.unbind(-1)
     lower = z2 < w1(z1) - width(z1) / 2
     return (width(z1) > 1.5) * (1 + lower.long())
@@ -161,7 +152,7 @@ ENERGIES = {
 
 
 class Truth:
-    """What quadrature knows of an energy: the midpoint rule on cells of width 0.02 over +-7, in float64.
+    """Integrates an energy by quadrature: the midpoint rule on cells of width 0.02 over +-7, in float64.
 
     Attributes:
         places: the midpoints (N, 2) of all cells in which the density is not negligible.
@@ -179,7 +170,7 @@ class Truth:
         self.places, self.p = places[keep], log_p[keep].softmax(0)
 
     def sample(self, count: int) -> Tensor:
-        """Samples (count, 2) of p, uniform within each cell."""
+        """Draws samples (count, 2) of p, uniform within each cell."""
         chosen = torch.multinomial(self.p, count, replacement=True)
         return self.places[chosen] + self.width * (torch.rand(count, 2) - 0.5)
 
@@ -187,13 +178,13 @@ class Truth:
 # --------------------------------------------------------------------------------------------------------- the fit
 
 
-def build(config: Config) -> Flow:
-    net = partial(MLP, hidden=config["hidden"], activation=nn.ReLU)
-    return Flow(StandardNormal(2), realnvp_transforms(2, couplings=config["couplings"], net=net))
+def build(couplings: int, hidden: Sequence[int]) -> Flow:
+    net = partial(MLP, hidden=hidden, activation=nn.ReLU)
+    return Flow(StandardNormal(2), realnvp_transforms(2, couplings=couplings, net=net))
 
 
 def annealed(steps: int, fraction: float, start: float) -> Iterator[float]:
-    """beta of every step: rises along a line from ``start`` to 1 in the first ``fraction`` of the steps.
+    """Yields beta of every step: it rises along a line from ``start`` to 1 in the first ``fraction`` of the steps.
 
     By equal factors, most of these steps would go to a density that is all but flat, and few to the modes as they part.
     """
@@ -203,7 +194,7 @@ def annealed(steps: int, fraction: float, start: float) -> Iterator[float]:
 
 
 def path_loss(flow: Flow, energy: Energy, beta: float, count: int) -> Tensor:
-    """E_q[log q(z) + beta U(z)] from ``count`` samples, with the gradient along the path of the samples alone."""
+    """Estimates E_q[log q(z) + beta U(z)] from ``count`` samples, with the gradient along their path alone."""
     q = PathGradientDistribution(flow.base(), [flow.transforms])
     z = q.rsample((count,))
     return (q.log_prob(z) + beta * energy.potential(z)).mean()
@@ -212,39 +203,40 @@ def path_loss(flow: Flow, energy: Energy, beta: float, count: int) -> Tensor:
 def train(
     options: argparse.Namespace, energy: Energy, anneal: float, device: torch.device, folder: Path
 ) -> tuple[Flow, float]:
-    """The average of the weights over the last steps, and the seconds that it took."""
+    """Trains; returns the flow with the average of the weights over the last steps, and the seconds that it took."""
     set_seed(options.seed)
-    config: Config = {"couplings": options.couplings, "hidden": options.hidden}
-    flow = build(config).to(device)
-    ema = ema_of(flow, options.ema)
+    flow = build(options.couplings, options.hidden).to(device)
+    average = exponential_average(flow, options.ema)
+    averaged = average.module
     optimizer = torch.optim.Adam(flow.parameters(), lr=options.lr, fused=True)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, cosine_schedule(options.steps))
     betas = annealed(options.steps, anneal, options.start)
-    update = gradient_update(
-        flow,
-        lambda: path_loss(flow, energy, next(betas), options.batch),
-        optimizer,
-        scheduler=cosine_schedule(optimizer, options.steps),
-        ema=ema,
-        max_norm=5.0,
-    )
+
+    def loss() -> Tensor:
+        return path_loss(flow, energy, next(betas), options.batch)
+
+    step = gradient_step(flow, loss, optimizer, scheduler=scheduler, average=average, clip=5.0)
+    metrics = Metrics(folder)
 
     @torch.no_grad()
-    def evaluate() -> dict[str, float]:
-        return {"ess": importance(ema.module, energy, 5000)[1]}
+    def on_interval(taken: int, loss: float) -> bool:
+        ess = importance(averaged, energy, 5000)[1]
+        metrics.write({"step": taken, "loss": loss, "ess": ess, "seconds": metrics.seconds})
+        return False
 
-    metrics = Metrics(folder)
-    # Samples of the flow itself need no check; if they are no numbers any more, neither is the loss, and fit says so.
+    # Samples of the flow itself need no check; if they are no numbers any more, neither is the loss, and run_steps says
+    # so.
     with pyro.validation_enabled(False):
-        fit(update, steps=options.steps, interval=options.interval, metrics=metrics, evaluate=evaluate)
-    save_checkpoint(folder / "flow.safetensors", ema.module, config)
-    return ema.module.eval(), metrics.seconds
+        run_steps(step, steps=options.steps, interval=options.interval, on_interval=on_interval)
+    save(averaged, folder / "flow.safetensors")
+    return averaged.eval(), metrics.seconds
 
 
 # -------------------------------------------------------------------------------------------------------- the test
 
 
 def importance(flow: Flow, energy: Energy, count: int) -> tuple[Tensor, float, float]:
-    """Samples of q, their effective number in percent, and log Z, by importance weights.
+    """Draws samples of q, and computes their effective number in percent, and log Z, by importance weights.
 
     w = exp(-U) / q,   ESS = (sum w)^2 / (N sum w^2),   Z = mean of w
     """
@@ -284,7 +276,7 @@ def test(flow: Flow, energy: Energy, device: torch.device) -> dict[str, Any]:
 
 @torch.no_grad()
 def draw(fits: dict[Energy, dict[str, Flow]], path: Path, device: torch.device) -> None:
-    """A row for every energy: the true density, and that of each flow in the same colours."""
+    """Draws a row for every energy: the true density, and that of each flow in the same colours."""
     axis_values = torch.linspace(-5, 5, 301)
     places = torch.cartesian_prod(axis_values, axis_values).flip(-1)
     columns = 1 + max(len(flows) for flows in fits.values())
@@ -330,7 +322,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in options.energy:
         energy, flows = ENERGIES[name], {}
         for title, anneal in runs.items():
-            flow, seconds = train(options, energy, anneal, device, options.out / name / title.replace(" ", "_"))
+            with ending_if_diverged():
+                flow, seconds = train(options, energy, anneal, device, options.out / name / title.replace(" ", "_"))
             row = {"energy": name, "anneal": anneal, **test(flow, energy, device), "seconds": seconds}
             metrics.write(row)
             print(

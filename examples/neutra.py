@@ -1,4 +1,4 @@
-"""Sampling with a trained flow where plain MCMC struggles: neural transport, and independence moves.
+"""Samples with a trained flow where plain MCMC struggles: neural transport, and independence moves.
 
     python examples/neutra.py                       # the three targets
     python examples/neutra.py --targets funnel      # only Neal's funnel
@@ -54,27 +54,15 @@ from pyro.infer import MCMC, NUTS, Trace_ELBO
 from pyro.infer.mcmc.util import initialize_model
 from torch import Tensor
 
-from pyro_realnvp import (
-    MLP,
-    AutoRealNVP,
-    IndependenceMH,
-    NeuTra,
-    importance_sample,
-    realnvp_transforms,
-)
+from pyro_realnvp import MLP, AutoRealNVP, IndependenceMH, NeuTra, importance_sample, realnvp_transforms
+from pyro_realnvp.training.loop import cosine_schedule, gradient_step, run_steps
 
-from common import (
-    Metrics,
-    add_options,
-    cosine_schedule,
-    fail,
-    fit,
-    gradient_update,
-    save_figure,
-    set_seed,
-)
+from shared.metrics import Metrics
+from shared.options import add_options, ending_if_diverged, fail, set_seed
+from shared.pictures import save_figure
 
 SHARE = 0.7  # of the right mode
+Model = Callable[..., Any]
 
 
 # ---------------------------------------------------------------------------------------------------- the targets
@@ -100,7 +88,7 @@ def bimodal(beta: float = 1.0) -> None:
 
 @dataclass(frozen=True)
 class Target:
-    """A model, how its guide is trained, and what is known of the truth.
+    """Holds a model, how its guide is trained, and what is known of the truth.
 
     Attributes:
         init_scale: of the guide; by default it finds its own start.
@@ -109,7 +97,7 @@ class Target:
         log_density: of the first two coordinates, points (N, 2), up to a constant.
     """
 
-    model: Callable[..., None]
+    model: Model
     log_density: Callable[[Tensor], Tensor]
     window: tuple[tuple[float, float], tuple[float, float]]
     labels: tuple[str, str]
@@ -119,7 +107,7 @@ class Target:
 
 
 def annealed(start: float) -> Callable[[float], tuple[float]]:
-    """beta after a share of the training: from ``start`` to 1 in the first 70 %, by the same factor in every step."""
+    """Makes beta after a share of the training: from ``start`` to 1 in the first 70 %, by one factor in every step."""
     return lambda share: (min(1.0, start ** (1 - share / 0.7)),)
 
 
@@ -149,18 +137,13 @@ TARGETS = {
         arguments=annealed(0.2),
     ),
     "bimodal": Target(
-        bimodal,
-        log_bimodal,
-        ((-7.0, 8.0), (-4.0, 4.0)),
-        ("z1", "z2"),
-        init_scale=4.0,
-        arguments=annealed(0.01),
+        bimodal, log_bimodal, ((-7.0, 8.0), (-4.0, 4.0)), ("z1", "z2"), init_scale=4.0, arguments=annealed(0.01)
     ),
 }
 
 
 def side_by_side(samples: Mapping[str, Tensor]) -> Tensor:
-    """The sites in the order of the model, (N, D)."""
+    """Concatenates the sites in the order of the model, (N, D)."""
     return torch.cat([samples[name].reshape(len(samples[name]), -1) for name in samples], -1)
 
 
@@ -182,7 +165,7 @@ class Chains:
 
 
 class Counted:
-    """A potential that counts its evaluations; NUTS takes the gradient of every one."""
+    """Counts the evaluations of a potential; NUTS takes the gradient of every one."""
 
     def __init__(self, potential: Callable[[dict[str, Tensor]], Tensor]) -> None:
         self.potential, self.calls, self.warmup_calls = potential, 0, 0
@@ -192,28 +175,22 @@ class Counted:
         return self.potential(parameters)
 
     def watch(self, kernel: object, parameters: object, stage: str, step: int) -> None:
-        """A hook of MCMC."""
+        """Notes the number of evaluations in the warm-up, as a hook of MCMC."""
         if stage.startswith("Warmup"):
             self.warmup_calls = self.calls
 
 
-def run_nuts(model: Callable[..., Any], options: argparse.Namespace) -> Chains:
-    """The same for a model and for the model seen through a guide."""
+def run_nuts(model: Model, options: argparse.Namespace) -> Chains:
+    """Runs NUTS, on a model or on the model seen through a guide."""
     runs, counts, divergences = [], [], 0
     for chain in range(options.chains):
         pyro.set_rng_seed(1000 * options.seed + chain)
         # A compiled potential takes a third of the time.
         initial, potential, transforms, _ = initialize_model(model, jit_compile=True, skip_jit_warnings=True)
         counted = Counted(potential)
-        mcmc = MCMC(
-            NUTS(potential_fn=counted, target_accept_prob=options.accept),
-            options.samples,
-            options.warmup,
-            initial_params=initial,
-            transforms=transforms,
-            hook_fn=counted.watch,
-            disable_progbar=True,
-        )
+        kernel = NUTS(potential_fn=counted, target_accept_prob=options.accept)
+        start = {"initial_params": initial, "transforms": transforms}
+        mcmc = MCMC(kernel, options.samples, options.warmup, hook_fn=counted.watch, disable_progbar=True, **start)
         mcmc.run()
         samples = model.get_samples(mcmc) if isinstance(model, NeuTra) else mcmc.get_samples()
         runs.append(side_by_side(samples))
@@ -223,10 +200,8 @@ def run_nuts(model: Callable[..., Any], options: argparse.Namespace) -> Chains:
     return Chains(torch.stack(runs), gradients, warmup_gradients, divergences)
 
 
-def run_independence(
-    model: Callable[..., Any], guide: Callable[..., Any], options: argparse.Namespace
-) -> tuple[Chains, float]:
-    """Ten times the samples, as none of them needs a gradient; and the acceptance rate."""
+def run_independence(model: Model, guide: Model, options: argparse.Namespace) -> tuple[Chains, float]:
+    """Draws ten times the samples, as none needs a gradient, and computes the acceptance rate."""
     runs, rates = [], []
     for chain in range(options.chains):
         pyro.set_rng_seed(1000 * options.seed + chain)
@@ -250,20 +225,18 @@ def train(name: str, options: argparse.Namespace, metrics: Metrics) -> AutoRealN
     bound = Trace_ELBO(num_particles=options.particles, vectorize_particles=True, max_plate_nesting=1)
     loss = bound(target.model, guide)
     steps = iter(range(options.steps))
-    update = gradient_update(
-        guide,
-        lambda: loss(*target.arguments(next(steps) / options.steps)),
-        optimizer,
-        scheduler=cosine_schedule(optimizer, options.steps),
-        max_norm=10.0,
-    )
-    fit(
-        update,
-        steps=options.steps,
-        interval=max(1, options.steps // 10),
-        metrics=metrics,
-        evaluate=lambda: {"target": name},
-    )
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, cosine_schedule(options.steps))
+
+    def tempered_loss() -> Tensor:
+        return loss(*target.arguments(next(steps) / options.steps))
+
+    step = gradient_step(guide, tempered_loss, optimizer, scheduler=scheduler, clip=10.0)
+
+    def on_interval(taken: int, loss: float) -> bool:
+        metrics.write({"step": taken, "loss": loss, "target": name, "seconds": metrics.seconds})
+        return False
+
+    run_steps(step, steps=options.steps, interval=max(1, options.steps // 10), on_interval=on_interval)
     return guide
 
 
@@ -271,7 +244,8 @@ def compare(name: str, options: argparse.Namespace, metrics: Metrics) -> dict[st
     """Trains, samples in both ways, writes their rows, and returns the points (N, D) to draw."""
     target = TARGETS[name]
     start = metrics.seconds
-    guide = train(name, options, metrics)
+    with ending_if_diverged():
+        guide = train(name, options, metrics)
     trained = round(metrics.seconds - start, 1)
     draws = importance_sample(target.model, guide, num_samples=10_000, parallel=True)
     report(metrics, {"target": name, "sampler": "guide", "train_seconds": trained, "pareto_k": draws.pareto_k})
@@ -281,14 +255,15 @@ def compare(name: str, options: argparse.Namespace, metrics: Metrics) -> dict[st
     report(metrics, row)
     points = {"NUTS": plain.samples, "Guide": side_by_side(draws.samples)}
     if name == "bimodal":
+        title = "Independence Metropolis-Hastings"
         chains, rate = run_independence(target.model, guide, options)
         extra = {"sampler": "independence", "acceptance_rate": rate}
-        points["Independence Metropolis-Hastings"] = chains.samples
     else:
+        title = "NUTS through the guide"
         chains = run_nuts(NeuTra(target.model, guide), options)
         gain = chains.min_bulk_ess / chains.gradients / (plain.min_bulk_ess / plain.gradients)
         extra = {"sampler": "neutra", "gain": gain}
-        points["NUTS through the guide"] = chains.samples
+    points[title] = chains.samples
     report(metrics, {"target": name, **extra, **summary(name, chains), "seconds": metrics.seconds})
     return {title: value.flatten(0, -2) for title, value in points.items()}
 
@@ -297,12 +272,8 @@ def summary(name: str, chains: Chains) -> dict[str, float]:
     first = chains.samples[..., 0].double()
     row: dict[str, float] = {"min_bulk_ess": chains.min_bulk_ess}
     if chains.gradients:
-        row |= {
-            "gradients": chains.gradients,
-            "ess_per_gradient": chains.min_bulk_ess / chains.gradients,
-            "gradients_warmup": chains.warmup_gradients,
-            "divergences": chains.divergences,
-        }
+        row |= {"gradients": chains.gradients, "ess_per_gradient": chains.min_bulk_ess / chains.gradients}
+        row |= {"gradients_warmup": chains.warmup_gradients, "divergences": chains.divergences}
     if name == "bimodal":
         return row | {"right_mode": float((first > 0).double().mean())}
     deviation = TARGETS[name].deviation
@@ -312,7 +283,8 @@ def summary(name: str, chains: Chains) -> dict[str, float]:
 def report(metrics: Metrics, row: dict[str, Any]) -> None:
     metrics.write(row)
     print(
-        "  ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items())
+        *(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items()),
+        sep="  ",
     )
 
 
@@ -320,7 +292,7 @@ def report(metrics: Metrics, row: dict[str, Any]) -> None:
 
 
 def draw(path: Path, points: dict[str, dict[str, Tensor]]) -> None:
-    """A row for each target, of its first two coordinates: plain NUTS, the guide alone, and the two together."""
+    """Draws a row for each target, of its first two coordinates: plain NUTS, the guide alone, and both together."""
     figure, axes = plt.subplots(len(points), 3, figsize=(12, 3.8 * len(points)), squeeze=False, layout="constrained")
     for row, (name, panels) in zip(axes, points.items(), strict=True):
         for axis, (title, values) in zip(row, panels.items(), strict=True):
@@ -330,7 +302,7 @@ def draw(path: Path, points: dict[str, dict[str, Tensor]]) -> None:
 
 
 def panel(axis: Axes, target: Target, values: np.ndarray) -> None:
-    """2,000 of the points over the contours that hold 50, 90 and 99 % of the true density."""
+    """Draws 2,000 of the points over the contours that hold 50, 90 and 99 % of the true density."""
     (left, right), (low, high) = target.window
     first, second = torch.linspace(left, right, 300), torch.linspace(low, high, 300)
     grid = torch.cartesian_prod(first, second)

@@ -1,4 +1,4 @@
-"""A posterior end to end: a flow guide, how far it can be trusted, and what other guides of Pyro make of it.
+"""Infers a posterior end to end: a flow guide, how far it can be trusted, and what other guides of Pyro make of it.
 
     python examples/posterior.py                                        # eight schools, against its exact posterior
     python examples/posterior.py --compare                              # the same, and four guides of Pyro beside it
@@ -38,8 +38,10 @@ from tqdm import tqdm
 
 from pyro_realnvp import AutoRealNVP, importance_sample
 
-from common import Metrics, add_options, fail, save_figure, set_seed
-from posteriors import POSTERIORS, Draws, Posterior, errors, load
+from shared.metrics import Metrics
+from shared.options import add_options, fail, set_seed
+from shared.pictures import save_figure
+from shared.posteriordb import POSTERIORS, Draws, Posterior, errors, load
 
 DRAWS = 20_000
 GUIDES: dict[str, Callable[..., AutoGuide]] = {
@@ -54,7 +56,7 @@ GUIDES: dict[str, Callable[..., AutoGuide]] = {
 
 
 def train(name: str, model: Callable[[], None], *, steps: int, seconds: float) -> tuple[AutoGuide, list[float], float]:
-    """The guide after so many steps or seconds, whichever is first, its losses, and the seconds it took."""
+    """Trains a guide for so many steps or seconds, whichever is first; returns it, its losses, and the seconds."""
     pyro.clear_param_store()
     start = perf_counter()
     guide = GUIDES[name](model)
@@ -87,7 +89,7 @@ def judge(posterior: Posterior, guide: AutoGuide) -> tuple[dict[str, float], Dra
 
 
 def draw(path: Path, posterior: Posterior, losses: Sequence[float], draws: Draws, pareto_k: float) -> None:
-    """The loss, smoothed and from where it has come down, and up to eleven marginals beside the reference."""
+    """Draws the loss, smoothed and from where it has come down, and up to eleven marginals beside the reference."""
     names = list(posterior.reference)[-11:]
     rows = -(-(len(names) + 1) // 4)
     figure, axes = plt.subplots(rows, 4, figsize=(14, 2.7 * rows), squeeze=False, layout="constrained")

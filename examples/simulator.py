@@ -1,4 +1,4 @@
-"""The posterior of a simulator's parameters, from simulations alone: neural posterior estimation with a RealNVP.
+"""Learns the posterior of a simulator's parameters from simulations alone: neural posterior estimation.
 
     python examples/simulator.py                        # a fresh simulation for every point of training; minutes
     python examples/simulator.py --simulations 10000    # from 10,000 only: 90 % to train, 10 % to stop early
@@ -26,14 +26,14 @@ Here the true posterior is known: given (a, r) and x, theta is one of two points
     c2st                  for each of three x: the accuracy of a classifier that is to tell samples of q and p apart, in
                           cross-validation; 0.5 if it cannot (Lopez-Paz & Oquab 2017).
 
-``--out`` also receives ``simulator.png``, and the model, ``flow.safetensors`` with ``flow.json``.
+``--out`` also receives ``simulator.png``, and the model, ``flow.safetensors``.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,22 +47,14 @@ from sklearn.model_selection import StratifiedKFold, cross_val_score
 from sklearn.neural_network import MLPClassifier
 from torch import Tensor, nn
 from torch.distributions import Normal, biject_to, constraints
+from torch.utils.data import DataLoader, IterableDataset
 
-from pyro_realnvp import MLP, Chain, EmbedContext, Flow, StandardLogistic, realnvp_transforms
+from pyro_realnvp import MLP, Chain, EmbedContext, Flow, StandardLogistic, fit, realnvp_transforms, save
 
-from common import (
-    Batches,
-    Config,
-    Metrics,
-    add_options,
-    fail,
-    load_checkpoint,
-    resolve_device,
-    save_checkpoint,
-    save_figure,
-    set_seed,
-    train_density,
-)
+from shared.checkpoints import load_flow
+from shared.metrics import Metrics
+from shared.options import Config, add_options, ending_if_diverged, fail, resolve_device, set_seed
+from shared.pictures import save_figure
 
 RADIUS, NOISE, CENTRE = 0.1, 0.01, 0.25
 TEST_PAIRS = 10_000
@@ -75,20 +67,20 @@ BINS = 20
 
 
 def rotate(theta: Tensor) -> tuple[Tensor, Tensor]:
-    """Coordinates along the two diagonals: (theta_1 + theta_2) / sqrt 2 and (theta_2 - theta_1) / sqrt 2."""
+    """Computes coordinates along the two diagonals: (theta_1 + theta_2) / sqrt 2 and (theta_2 - theta_1) / sqrt 2."""
     first, second = theta.unbind(-1)
     return (first + second) / math.sqrt(2), (second - first) / math.sqrt(2)
 
 
 def sample_crescent(shape: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
-    """(r cos a + 1/4, r sin a), of shape (*shape, 2)."""
+    """Draws points (r cos a + 1/4, r sin a), of shape (*shape, 2)."""
     angle = math.pi * (torch.rand(*shape, device=device) - 0.5)
     radius = RADIUS + NOISE * torch.randn(*shape, device=device)
     return torch.stack([radius * angle.cos() + CENTRE, radius * angle.sin()], -1)
 
 
 def simulate(theta: Tensor) -> Tensor:
-    """One x (*batch, 2) for every theta (*batch, 2)."""
+    """Draws one x (*batch, 2) for every theta (*batch, 2)."""
     along, across = rotate(theta)
     return sample_crescent(theta.shape[:-1], theta.device) + torch.stack([-along.abs(), across], -1)
 
@@ -99,7 +91,7 @@ def sample_pairs(count: int, device: torch.device | str = "cpu") -> tuple[Tensor
 
 
 def sources(points: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """The two theta that lead from crescent points (P, 2) to x (N, 2), and which are possible.
+    """Computes the two theta that lead from crescent points (P, 2) to x (N, 2), and which are possible.
 
     Of shapes (N, P, 2, 2) and (N, P, 2).
     """
@@ -111,13 +103,13 @@ def sources(points: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def sample_posterior(x: Tensor, count: int) -> Tensor:
-    """Exact samples (count, 2) of p(theta | x) for one x: theta of random crescent points, where there is one."""
+    """Draws exact samples (count, 2) of p(theta | x) for one x: theta of random crescent points, where there is one."""
     theta, possible = sources(sample_crescent((20 * count,), x.device), x[None])
     return theta[0][possible[0]][torch.randperm(int(possible.sum()))[:count]]
 
 
 def log_posterior(theta: Tensor, x: Tensor) -> Tensor:
-    """log p(theta | x) of theta (N, 2) and x (N, 2) or (1, 2), in float64.
+    """Computes log p(theta | x) of theta (N, 2) and x (N, 2) or (1, 2), in float64.
 
         p(theta | x) = p_crescent(point) / (mass of the possible sources of x),   point = x - shift(theta)
 
@@ -133,7 +125,7 @@ def log_posterior(theta: Tensor, x: Tensor) -> Tensor:
 
 
 def mass_of_sources(x: Tensor, angles: int = 200, radii: int = 25) -> Tensor:
-    """E[how many of the two sources of a random crescent point are possible], (N,) of x (N, 2): 2 but for the border.
+    """Computes the mean number of possible sources of a random crescent point, (N,) of x (N, 2): 2 but for the border.
 
     By the midpoint rule in the angle, and the trapezoidal rule over 6 standard deviations of the radius.
     """
@@ -155,7 +147,7 @@ def mass_of_sources(x: Tensor, angles: int = 200, radii: int = 25) -> Tensor:
 
 
 class Standardize(nn.Module):
-    """x to zero mean and unit variance, by constants that travel with the model."""
+    """Shifts and scales x to zero mean and unit variance, by constants that travel with the model."""
 
     loc: Tensor
     scale: Tensor
@@ -166,7 +158,7 @@ class Standardize(nn.Module):
         self.register_buffer("scale", torch.ones(size))
 
     @torch.no_grad()
-    def fit(self, x: Tensor) -> None:
+    def measure(self, x: Tensor) -> None:
         self.loc.copy_(x.mean(0))
         self.scale.copy_(x.std(0))
 
@@ -181,24 +173,46 @@ def build(config: Config) -> Flow:
     return Flow(StandardLogistic(2), [EmbedContext(Chain(couplings), Standardize(2), (2,)), to_box])
 
 
-def train(options: argparse.Namespace, config: Config, device: torch.device, metrics: Metrics) -> Flow:
-    flow = build(config).to(device)
+class FreshPairs(IterableDataset[tuple[Tensor, Tensor]]):
+    """Simulates another batch of pairs (theta, x) at every step, without end."""
+
+    def __init__(self, batch_size: int, device: torch.device) -> None:
+        self.batch_size, self.device = batch_size, device
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        while True:
+            yield sample_pairs(self.batch_size, self.device)
+
+
+def train(flow: Flow, options: argparse.Namespace, device: torch.device, metrics: Metrics) -> None:
+    """Fits the flow to fresh simulations, or to fixed ones, of which every tenth is held out to stop early."""
     standardize = next(module for module in flow.modules() if isinstance(module, Standardize))
-    standardize.fit(sample_pairs(options.simulations or 10_000, device)[1])
-    if not options.simulations:
-        return train_density(flow, lambda: -flow(*sample_pairs(options.batch, device)).mean(), options, metrics)
+    standardize.measure(sample_pairs(options.simulations or 10_000, device)[1])
+    data: Any = DataLoader(FreshPairs(options.batch, device), batch_size=None)
+    validation = None
+    if options.simulations:
+        cut = options.simulations * 9 // 10
+        theta, x = sample_pairs(options.simulations, device)
+        data, validation = (theta[:cut], x[:cut]), (theta[cut:], x[cut:])
 
-    pairs = torch.cat(sample_pairs(options.simulations, device), -1)
-    training, validation = pairs.tensor_split([options.simulations * 9 // 10])
-    batches = Batches(training, options.batch)
+    def write(row: Mapping[str, float]) -> None:
+        held_out = {} if validation is None else {"validation_nats": row["validation"]}
+        metrics.write({"step": row["step"], "loss": row["loss"], **held_out, "seconds": metrics.seconds})
 
-    def loss() -> Tensor:
-        return -flow(*next(batches).chunk(2, -1)).mean()
-
-    def validate(averaged: nn.Module) -> Tensor:
-        return -averaged(*validation.chunk(2, -1)).mean()
-
-    return train_density(flow, loss, options, metrics, validate=validate)
+    fit(
+        flow,
+        data,
+        validation=validation,
+        steps=options.steps,
+        batch_size=options.batch,
+        learning_rate=options.lr,
+        weight_decay=0.0,
+        noise=0.0,
+        patience=options.patience,
+        interval=options.interval,
+        ema=options.ema,
+        callback=write,
+    )
 
 
 # --------------------------------------------------------------------------------------------------- calibration
@@ -206,41 +220,44 @@ def train(options: argparse.Namespace, config: Config, device: torch.device, met
 
 @torch.no_grad()
 def ranks_of(flow: Flow, pairs: int, draws: int, device: torch.device) -> Tensor:
-    """How many of the draws of q(theta | x) lie below the true theta, in theta_1, theta_2 and log q: (pairs, 3)."""
+    """Counts the draws of q(theta | x) below the true theta, in theta_1, theta_2 and log q: (pairs, 3)."""
     theta, x = sample_pairs(pairs, device)
     samples = flow.sample((draws,), x)
-    first, second = (
-        torch.cat([samples, flow(samples, x)[..., None]], -1),
-        torch.cat([theta, flow(theta, x)[:, None]], -1),
-    )
-    return (first < second).sum(0)
+    drawn = torch.cat([samples, flow(samples, x)[..., None]], -1)
+    true = torch.cat([theta, flow(theta, x)[:, None]], -1)
+    return (drawn < true).sum(0)
 
 
 def uniform_p_value(counts: Tensor) -> float:
-    """Of a chi-square test that all bins are equally likely."""
+    """Computes the p-value of a chi-square test that all bins are equally likely."""
     expected = counts.double().mean()
     statistic = ((counts - expected) ** 2 / expected).sum()
     return torch.special.gammaincc((len(counts) - 1) / 2 * torch.ones(()), statistic / 2).item()
 
 
 def histogram(ranks: Tensor, draws: int, bins: int) -> Tensor:
-    """Counts (bins,) of ranks 0, ..., draws; the bins are equal, as bins divides draws + 1."""
+    """Counts ranks 0, ..., draws in equal bins: (bins,), where bins divides draws + 1."""
     return torch.bincount(ranks.cpu() * bins // (draws + 1), minlength=bins)
 
 
 def coverage_of(ranks: Tensor, draws: int, mass: float) -> float:
-    """The share of the true theta in the region of highest density q with this mass; ranks are those of log q."""
+    """Computes the share of the true theta in the region of highest q with this mass; ranks are those of log q."""
     return (ranks >= (1 - mass) * (draws + 1)).double().mean().item()
 
 
 def two_sample_accuracy(first: Tensor, second: Tensor, seed: int) -> float:
-    """C2ST: accuracy in 5-fold cross-validation of a network that tells (N, 2) from (N, 2)."""
+    """Computes C2ST: accuracy in 5-fold cross-validation of a network that tells (N, 2) from (N, 2)."""
     everything = torch.cat([first, second])
     everything = ((everything - first.mean(0)) / first.std(0)).cpu().numpy()
     labels = torch.arange(2).repeat_interleave(len(first)).numpy()
     classifier = MLPClassifier((20, 20), early_stopping=True, random_state=seed)
     folds = StratifiedKFold(5, shuffle=True, random_state=seed)
     return float(cross_val_score(classifier, everything, labels, cv=folds).mean())
+
+
+def classify(flow: Flow, x: Tensor, options: argparse.Namespace) -> float:
+    exact, learned = sample_posterior(x, options.c2st), flow.sample((options.c2st,), x)
+    return two_sample_accuracy(exact, learned.cpu(), seed=options.seed)
 
 
 @torch.no_grad()
@@ -255,14 +272,7 @@ def test(flow: Flow, options: argparse.Namespace, device: torch.device) -> tuple
         "test_kl_error": gap.std().item() / math.sqrt(TEST_PAIRS),
         "sbc_p": [uniform_p_value(histogram(rank, options.draws, BINS)) for rank in ranks.unbind(-1)],
         "coverage": [coverage_of(ranks[:, 2], options.draws, mass) for mass in COVERAGES],
-        "c2st": [
-            two_sample_accuracy(
-                sample_posterior(x, options.c2st), flow.sample((options.c2st,), x).cpu(), seed=options.seed
-            )
-            for x in OBSERVATIONS.to(device)
-        ]
-        if options.c2st
-        else [],
+        "c2st": [classify(flow, x, options) for x in OBSERVATIONS.to(device)] if options.c2st else [],
     }
     return row, ranks
 
@@ -271,16 +281,15 @@ def test(flow: Flow, options: argparse.Namespace, device: torch.device) -> tuple
 
 
 def draw(flow: Flow, ranks: Tensor, draws: int, path: Path, device: torch.device, count: int = 3000) -> None:
-    """True and learned posteriors of three x; histograms of the ranks; the coverage."""
+    """Draws true and learned posteriors of three x, histograms of the ranks, and the coverage."""
     figure, axes = plt.subplots(3, 3, figsize=(11, 10.5), layout="constrained")
     for column, x in zip(axes[:2].T, OBSERVATIONS.to(device), strict=True):
         given = f"x = ({x[0]:.4g}, {x[1]:.4g})"
-        for axis, title, theta in (
-            (column[0], f"true posterior, {given}", sample_posterior(x, count)),
-            (column[1], f"learned posterior, {given}", flow.sample((count,), x)),
-        ):
+        posteriors = {"true": sample_posterior(x, count), "learned": flow.sample((count,), x)}
+        for axis, (kind, theta) in zip(column, posteriors.items(), strict=True):
             axis.scatter(*theta.T.cpu().numpy(), s=2, alpha=0.4, linewidths=0, color="tab:blue")
-            axis.set(title=title, xlim=(-1, 1), ylim=(-1, 1), aspect="equal", xlabel="theta 1", ylabel="theta 2")
+            axis.set(title=f"{kind} posterior, {given}", xlabel="theta 1", ylabel="theta 2")
+            axis.set(xlim=(-1, 1), ylim=(-1, 1), aspect="equal")
     expected = len(ranks) / BINS
     low, high = binom.ppf([0.005, 0.995], len(ranks), 1 / BINS)  # 99 % of the bars of a calibrated posterior
     for axis, title, rank in zip(axes[2], ("theta 1", "theta 2"), ranks.unbind(-1), strict=False):
@@ -321,12 +330,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     pyro.enable_validation(False)
     metrics = Metrics(options.out)
     if options.sample:
-        flow, _ = load_checkpoint(options.sample, build)
-        flow.to(device)
+        flow = load_flow(options.sample, build).to(device)
     else:
         config: Config = {"couplings": options.couplings, "hidden": options.hidden}
-        flow = train(options, config, device, metrics).eval()
-        save_checkpoint(options.out / "flow.safetensors", flow, config)
+        flow = build(config).to(device)
+        with ending_if_diverged():
+            train(flow, options, device, metrics)
+        # Standardize is a class of this script: the file can only name what to build the flow from.
+        save(flow, options.out / "flow.safetensors", build={"config": config})
     row, ranks = test(flow, options, device)
     metrics.write({**row, "seconds": metrics.seconds})
     draw(flow, ranks, options.draws, options.out / "simulator.png", device)

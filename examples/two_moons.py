@@ -1,4 +1,4 @@
-"""The density of two moons, with affine couplings only.
+"""Learns the density of two moons, with affine couplings only.
 
     python examples/two_moons.py                    # fresh points at every step
     python examples/two_moons.py --points 3000      # from 3,000 points only: 80 % to train, 20 % to stop early
@@ -11,14 +11,14 @@ circles, plus N(0, 0.05^2) on both coordinates. Its density is known, so the las
     test_nats      the mean of -log q(x), in nats per point,
     test_kl        the mean of log p_true(x) - log q(x): 0 for a perfect model (test_kl_error: its standard error).
 
-``--out`` also receives ``two_moons.png`` and the model, ``flow.safetensors`` with ``flow.json``.
+``--out`` also receives ``two_moons.png`` and the model, ``flow.safetensors``, for ``pyro_realnvp.load``.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -28,22 +28,14 @@ import torch
 from matplotlib.axes import Axes
 from sklearn.datasets import make_moons
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
 
-from pyro_realnvp import MLP, Flow, StandardNormal, realnvp_transforms
+from pyro_realnvp import MLP, Flow, StandardNormal, fit, realnvp_transforms, save
 
-from common import (
-    Batches,
-    Config,
-    Metrics,
-    add_options,
-    fail,
-    load_checkpoint,
-    resolve_device,
-    save_checkpoint,
-    save_figure,
-    set_seed,
-    train_density,
-)
+from shared.checkpoints import load_flow
+from shared.metrics import Metrics
+from shared.options import Config, add_options, ending_if_diverged, fail, resolve_device, set_seed
+from shared.pictures import save_figure
 
 NOISE = 0.05
 TEST_POINTS = 20_000
@@ -53,21 +45,21 @@ TEST_POINTS = 20_000
 
 
 def on_arcs(angle: Tensor, inner: Tensor) -> Tensor:
-    """The point at an angle in [0, pi] of the outer half circle, or of the inner one."""
+    """Returns the point at an angle in [0, pi] of the outer half circle, or of the inner one."""
     outer_moon = torch.stack([angle.cos(), angle.sin()], -1)
     inner_moon = torch.stack([1 - angle.cos(), 0.5 - angle.sin()], -1)
     return torch.where(inner[..., None], inner_moon, outer_moon)
 
 
 def sample_moons(count: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-    """Fresh points (count, 2), and which of them belong to the inner moon."""
+    """Draws points (count, 2), and says which of them belong to the inner moon."""
     angle = math.pi * torch.rand(count, device=device)
     inner = torch.rand(count, device=device) < 0.5
     return on_arcs(angle, inner) + NOISE * torch.randn(count, 2, device=device), inner
 
 
 def log_density(x: Tensor, nodes: int = 128) -> Tensor:
-    """log p_true of points (N, 2), by Gauss-Legendre quadrature along both arcs, in float64.
+    """Computes log p_true of points (N, 2), by Gauss-Legendre quadrature along both arcs, in float64.
 
     p_true(x) = 1/2 sum over the arcs of 1/pi times the integral over [0, pi] of N(x; arc(angle), 0.05^2 I)
 
@@ -95,22 +87,46 @@ def build(config: Config) -> Flow:
     return Flow(StandardNormal(2), realnvp_transforms(2, couplings=config["couplings"], net=net))
 
 
-def train(options: argparse.Namespace, config: Config, device: torch.device, metrics: Metrics) -> Flow:
-    flow = build(config).to(device)
-    if not options.points:
-        return train_density(flow, lambda: -flow(sample_moons(options.batch, device)[0]).mean(), options, metrics)
+class FreshPoints(IterableDataset[Tensor]):
+    """Draws another batch of points at every step, without end."""
 
-    points = torch.tensor(make_moons(options.points, noise=NOISE, random_state=options.seed)[0], dtype=torch.float32)
-    training, validation = points.to(device).tensor_split([options.points * 4 // 5])  # make_moons has shuffled them
-    batches = Batches(training, options.batch)
+    def __init__(self, batch_size: int, device: torch.device) -> None:
+        self.batch_size, self.device = batch_size, device
 
-    def loss() -> Tensor:
+    def __iter__(self) -> Iterator[Tensor]:
+        while True:
+            yield sample_moons(self.batch_size, self.device)[0]
+
+
+def train(flow: Flow, options: argparse.Namespace, metrics: Metrics) -> None:
+    """Fits the flow to fresh points, or to fixed ones, of which every fifth is held out to stop early."""
+    device = next(flow.parameters()).device
+    data, validation, jitter = DataLoader(FreshPoints(options.batch, device), batch_size=None), None, 0.0
+    if options.points:
+        points = make_moons(options.points, noise=NOISE, random_state=options.seed)[0]  # it has shuffled them
+        data, validation = torch.tensor(points, dtype=torch.float32).tensor_split([options.points * 4 // 5])
         # A little fresh noise, as in a kernel density estimate: without it the flow learns the single points, and
         # the density that it leaves between them is as good as zero.
-        batch = next(batches)
-        return -flow(batch + options.jitter * torch.randn_like(batch)).mean()
+        jitter = options.jitter
 
-    return train_density(flow, loss, options, metrics, validate=lambda averaged: -averaged(validation).mean())
+    def write(row: Mapping[str, float]) -> None:
+        held_out = {} if validation is None else {"validation_nats": row["validation"]}
+        metrics.write({"step": row["step"], "loss": row["loss"], **held_out, "seconds": metrics.seconds})
+
+    fit(
+        flow,
+        data,
+        validation=validation,
+        steps=options.steps,
+        batch_size=options.batch,
+        learning_rate=options.lr,
+        weight_decay=0.0,
+        noise=jitter,
+        patience=options.patience,
+        interval=options.interval,
+        ema=options.ema,
+        callback=write,
+    )
 
 
 @torch.no_grad()
@@ -130,7 +146,7 @@ def test(flow: Flow, device: torch.device) -> dict[str, float]:
 
 @torch.no_grad()
 def draw(flow: Flow, path: Path, device: torch.device, count: int = 3000) -> None:
-    """Data, samples and latent space; the true and the learned density; a straight line in latent space, decoded."""
+    """Draws data, samples and latents, the true and the learned density, and a straight line of latents, decoded."""
     data, inner = sample_moons(count, device)
     latent = flow.transforms.inv(data)
     start, end = torch.tensor([-1.0, 1.0], device=device), torch.tensor([0.5, 1.0], device=device)
@@ -168,7 +184,7 @@ def scatter(axis: Axes, title: str, points: Tensor, color: str | np.ndarray) -> 
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="The density of two moons, with affine couplings only.")
+    parser = argparse.ArgumentParser(description="Learns the density of two moons, with affine couplings only.")
     add_options(parser, out="runs/two_moons", steps=5000)
     parser.add_argument("--points", type=int, default=0, help="train on this many fixed points; 0: fresh ones always")
     parser.add_argument("--sample", type=Path, metavar="CHECKPOINT", help="test and draw this model, without training")
@@ -188,12 +204,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     set_seed(options.seed)
     metrics = Metrics(options.out)
     if options.sample:
-        flow, _ = load_checkpoint(options.sample, build)
-        flow.to(device)
+        flow = load_flow(options.sample, build).to(device)
     else:
-        config: Config = {"couplings": options.couplings, "hidden": options.hidden}
-        flow = train(options, config, device, metrics).eval()
-        save_checkpoint(options.out / "flow.safetensors", flow, config)
+        flow = build({"couplings": options.couplings, "hidden": options.hidden}).to(device)
+        with ending_if_diverged():
+            train(flow, options, metrics)
+        save(flow, options.out / "flow.safetensors")
     row = {**test(flow, device), "seconds": metrics.seconds}
     metrics.write(row)
     draw(flow, options.out / "two_moons.png", device)

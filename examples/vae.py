@@ -1,4 +1,4 @@
-"""A variational autoencoder with a flow as its prior, as its posterior, as both, and with neither.
+"""Trains variational autoencoders with a flow as the prior, as the posterior, as both, and with neither.
 
     python examples/vae.py                                        # all four on 8 x 8 digits: minutes on one core
     python examples/vae.py --prior flow --posterior normal        # one of them
@@ -39,7 +39,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import pairwise, product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 import pyro
@@ -49,31 +49,20 @@ from pyro.infer import Trace_ELBO
 from pyro.poutine import scale
 from torch import Tensor, nn
 
-from pyro_realnvp import MLP, DiagonalNormal, Flow, StandardNormal, realnvp_transforms
+from pyro_realnvp import MLP, DiagonalNormal, Flow, StandardNormal, realnvp_transforms, save
+from pyro_realnvp.training.average import exponential_average
+from pyro_realnvp.training.loop import Batches, BestState, cosine_schedule, gradient_step, run_steps
 
-from common import (
-    Batches,
-    BestState,
-    Config,
-    Metrics,
-    add_options,
-    cosine_schedule,
-    ema_of,
-    fit,
-    gradient_update,
-    image_grid,
-    resolve_device,
-    save_checkpoint,
-    save_figure,
-    set_seed,
-)
-from image_data import describe_data, load_images
+from shared.image_data import describe_data, load_images
+from shared.metrics import Metrics
+from shared.options import Config, add_options, ending_if_diverged, resolve_device, set_seed
+from shared.pictures import image_grid, save_figure
 
 KINDS = ("normal", "flow")
 
 
 class VAE(nn.Module):
-    """p(x, z) and q(z | x) as a Pyro model and guide of integer images (N, D)."""
+    """Holds p(x, z) and q(z | x) as a Pyro model and guide of integer images (N, D)."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -118,14 +107,14 @@ class VAE(nn.Module):
 
     @torch.no_grad()
     def log_weights(self, x: Tensor, draws: int) -> Tensor:
-        """log p(x, z) - log q(z | x) of (draws, N) samples z of q."""
+        """Computes log p(x, z) - log q(z | x) of (draws, N) samples z of q."""
         q = self.q_of_z(x)
         z = q.sample((draws,))
         parts = [self.p_of_x(part).log_prob(x) for part in z]  # one by one: the pixels of all would take much memory
         return torch.stack(parts) + self.p_of_z().log_prob(z) - q.log_prob(z)
 
     def transform_parameters(self) -> list[nn.Parameter]:
-        """Of the flows, without their bases."""
+        """Returns the parameters of the flows, without those of their bases."""
         flows = [module for module in (self.prior, self.posterior) if isinstance(module, Flow)]
         return [parameter for flow in flows for parameter in flow.transforms.parameters()]
 
@@ -140,9 +129,9 @@ class Images(NamedTuple):
 
 
 def load(options: argparse.Namespace, device: torch.device) -> tuple[Images, int, bool]:
-    """Pixels (N, D) as floats, how many levels the likelihood has, and whether they are grey values to be binarised."""
+    """Loads pixels (N, D) as floats, the levels of the likelihood, and whether grey values are to be binarised."""
     parts = [part.flatten(1).float() for part in load_images(options.data, options.root, download=options.download)]
-    levels = describe_data(options.data, 0).levels
+    levels = describe_data(options.data).levels
     to_binarise = levels > 17
     if to_binarise:  # training images stay grey
         training, *others = (part / (levels - 1) for part in parts)
@@ -154,42 +143,41 @@ def load(options: argparse.Namespace, device: torch.device) -> tuple[Images, int
 def train(
     vae: VAE, images: Images, options: argparse.Namespace, metrics: Metrics, *, binarise: bool
 ) -> tuple[VAE, int]:
-    """The averaged model at its best validation bound, and the step of that."""
-    ema = ema_of(vae, options.ema)
+    """Trains, and returns the averaged model at its best validation bound, and the step of that."""
+    average = exponential_average(vae, options.ema)
+    averaged = average.module
     flows = vae.transform_parameters()
     others = [parameter for parameter in vae.parameters() if not any(parameter is flow for flow in flows)]
     groups = [{"params": others}]
     if flows:  # they follow the autoencoder, which would otherwise chase them
         groups.append({"params": flows, "lr": options.lr * options.flow_lr, "weight_decay": options.flow_decay})
     optimizer = torch.optim.AdamW(groups, lr=options.lr, weight_decay=options.decay, fused=True)
-    scheduler = cosine_schedule(optimizer, options.steps, warmup=200)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, cosine_schedule(options.steps, warmup=200))
     batches, elbo = Batches(images.training, options.batch), Trace_ELBO()
 
     def loss() -> Tensor:
         x = next(batches)
         return elbo.differentiable_loss(vae.model, vae.guide, x.bernoulli() if binarise else x)
 
-    best = BestState(ema.module, options.patience)
-    best_step = 0
+    best, best_step = BestState(averaged, options.patience), 0
 
-    def evaluate() -> dict[str, float]:
-        ema.module.eval()
-        return {"validation_elbo": ema.module.log_weights(images.validation, 8).mean().item()}
-
-    def stop(row: Mapping[str, Any]) -> bool:
+    def on_interval(taken: int, loss: float) -> bool:
         nonlocal best_step
-        if -row["validation_elbo"] < best.loss:
-            best_step = row["step"]
-        return best.stop(-row["validation_elbo"])
+        averaged.eval()
+        elbo = averaged.log_weights(images.validation, 8).mean().item()
+        metrics.write({"step": taken, "loss": loss, "validation_elbo": elbo, "seconds": metrics.seconds})
+        if -elbo < best.loss:
+            best_step = taken
+        return best.stop(-elbo)
 
-    update = gradient_update(vae, loss, optimizer, scheduler=scheduler, ema=ema, max_norm=options.max_norm)
-    fit(update, steps=options.steps, interval=options.interval, metrics=metrics, evaluate=evaluate, stop=stop)
+    step = gradient_step(vae, loss, optimizer, scheduler=scheduler, average=average, clip=options.max_norm)
+    run_steps(step, steps=options.steps, interval=options.interval, on_interval=on_interval)
     best.restore()
-    return ema.module.eval(), best_step
+    return averaged.eval(), best_step
 
 
 def test(vae: VAE, x: Tensor, draws: int) -> tuple[dict[str, float], Tensor]:
-    """The two bounds with their standard errors, and the first for every image."""
+    """Computes the two bounds with their standard errors, and the first for every image."""
     log_weights = torch.cat([vae.log_weights(part, draws) for part in x.split(500)], 1).double().cpu()
     elbo, bound = log_weights.mean(0), log_weights.logsumexp(0) - math.log(draws)
     row = {}
@@ -203,7 +191,7 @@ def test(vae: VAE, x: Tensor, draws: int) -> tuple[dict[str, float], Tensor]:
 
 @torch.no_grad()
 def draw(models: Mapping[str, VAE], x: Tensor, shape: Sequence[int], path: Path, count: int = 64) -> None:
-    """For every model the samples of its prior, decoded to the mean, and the latents of x over samples of the prior."""
+    """Draws for every model samples of its prior, decoded to the mean, and the latents of x over those of the prior."""
     figure, axes = plt.subplots(2, len(models), figsize=(3.6 * len(models), 8.0), squeeze=False, layout="constrained")
     for column, (name, vae) in zip(axes.T, models.items(), strict=True):
         prior = vae.p_of_z().sample((2000,))
@@ -271,7 +259,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         before = metrics.seconds
         vae = VAE(config).to(device)
         set_seed(options.seed)  # again: the same batches for all
-        vae, best_step = train(vae, images, options, metrics, binarise=binarise)
+        with ending_if_diverged():
+            vae, best_step = train(vae, images, options, metrics, binarise=binarise)
         seconds = round(metrics.seconds - before, 1)
         row, elbo = test(vae, images.test, options.draws)
         reference = elbo if prior == posterior == "normal" else reference
@@ -280,14 +269,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
             row |= {"gain": gain.mean().item(), "gain_error": gain.std().item() / math.sqrt(len(gain))}
         name = f"{prior} prior, {posterior} posterior"
         metrics.write({"model": name, **row, "best_step": best_step, "seconds": seconds})
-        save_checkpoint(options.out / f"{prior}-{posterior}.safetensors", vae, config)
+        # load(path, build=VAE) makes it again.
+        save(vae, options.out / f"{prior}-{posterior}.safetensors", build={"config": config})
         models[name] = vae
         print(
             f"{name}: test ELBO {row['test_elbo']:.2f} +- {row['test_elbo_error']:.2f}, bound {row['test_bound']:.2f} "
             f"nats per image, gain {row.get('gain', math.nan):.2f} +- {row.get('gain_error', math.nan):.2f}; "
             f"{seconds} s, best at step {best_step}"
         )
-    draw(models, images.test[:1000], describe_data(options.data, 0).image_shape, options.out / "vae.png")
+    draw(models, images.test[:1000], describe_data(options.data).image_shape, options.out / "vae.png")
 
 
 if __name__ == "__main__":

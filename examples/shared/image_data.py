@@ -1,20 +1,22 @@
-"""Image data sets as integer tensors, split into training, validation and test images."""
+"""Reads image data sets as integer tensors, split into training, validation and test images."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
-from torch import Tensor
+from torch import Tensor, nn
 
-from common import fail
+from shared.options import fail
 
 
 class ImageData(NamedTuple):
+    """Shape (C, H, W) of the images of a data set, and number of values of a pixel."""
+
     image_shape: tuple[int, int, int]
     levels: int
 
@@ -27,29 +29,39 @@ DATA = {
     "svhn": ImageData((3, 32, 32), 256),
     "celeba": ImageData((3, 64, 64), 256),
 }
-FOLDER = "folder:"  # then a path: square RGB images of the size that is asked for
+FOLDER = "folder:"  # then a path
 
 
-def describe_data(name: str, size: int) -> ImageData:
-    """Shape and levels, without touching the data."""
+def describe_data(name: str, size: int | None = None) -> ImageData:
+    """Returns shape and levels of a data set without reading its pixels.
+
+    The shape of the images of a folder is that of its files, or (3, size, size) with a ``size``.
+    """
     if name.startswith(FOLDER):
-        return ImageData((3, size, size), 256)
+        height, width = _size_of_files(_files(name)) if size is None else (size, size)
+        return ImageData((3, height, width), 256)
     if name not in DATA:
         fail(f"--data is one of {', '.join(DATA)} or {FOLDER}PATH, but got {name}.")
     return DATA[name]
 
 
-def load_images(name: str, root: Path, *, download: bool, size: int = 32) -> tuple[Tensor, Tensor, Tensor]:
-    """Training, validation and test images, uint8 (N, C, H, W). The validation images are the last tenth of training.
+def load_images(name: str, root: Path, *, download: bool, size: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Loads training, validation and test images, uint8 (N, C, H, W).
 
     Digits are split 80/20 into training and test with random_state 0, the images of a folder 90/10 in the order of
-    their names; the others come with a test set.
+    their names; the others come with a test set. The validation images are the last tenth of the training images.
+
+    Args:
+        name: one of ``DATA``, or ``folder:`` and a path.
+        root: folder of the data sets of torchvision.
+        download: whether what is not there is fetched.
+        size: of the images of a folder, which are then cropped to squares and resized.
     """
     if name == "digits":
         images = torch.from_numpy(load_digits().images).to(torch.uint8)[:, None]
         train, test = (part for part in train_test_split(images, test_size=0.2, random_state=0))
     elif name.startswith(FOLDER):
-        images = _folder(Path(name[len(FOLDER) :]), size)
+        images = _folder(name, size)
         cut = len(images) - max(1, len(images) // 10)
         train, test = images[:cut], images[cut:]
     else:
@@ -59,7 +71,7 @@ def load_images(name: str, root: Path, *, download: bool, size: int = 32) -> tup
 
 
 def load_labelled_digits() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """The same splits of the digits as :func:`load_images`, each with its labels (N,)."""
+    """Loads the digits as :func:`load_images` splits them, each part with its labels (N,)."""
     digits = load_digits()
     images = torch.from_numpy(digits.images).to(torch.uint8)[:, None]
     labels = torch.from_numpy(digits.target)
@@ -90,12 +102,37 @@ def _torchvision(name: str, root: Path, *, train: bool, download: bool) -> Tenso
     return images if images.shape[1] == 3 else images.permute(0, 3, 1, 2).contiguous()
 
 
-def _folder(path: Path, size: int) -> Tensor:
-    from torchvision.datasets.folder import IMG_EXTENSIONS, pil_loader
+def _files(name: str) -> list[Path]:
+    from torchvision.datasets.folder import IMG_EXTENSIONS
 
+    path = Path(name[len(FOLDER) :])
     files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMG_EXTENSIONS)
     if len(files) < 4:
         fail(f"--data {FOLDER}{path} needs a folder of at least 4 images, but {len(files)} were found.")
+    return files
+
+
+def _size_of_files(files: list[Path]) -> tuple[int, int]:
+    """Reads the height and width that all files have in common."""
+    from PIL import Image
+
+    sizes: dict[tuple[int, int], Path] = {}
+    for file in files:
+        with Image.open(file) as image:  # reads the header alone
+            sizes.setdefault((image.height, image.width), file)
+    if len(sizes) > 1:
+        one, other = (f"{height} x {width} ({file.name})" for (height, width), file in [*sizes.items()][:2])
+        fail(f"The images of a folder must have one size, but got {one} and {other}; pass --size N for squares of N.")
+    return next(iter(sizes))
+
+
+def _folder(name: str, size: int | None) -> Tensor:
+    from torchvision.datasets.folder import pil_loader
+
+    files = _files(name)
+    if size is None:
+        _size_of_files(files)  # all the same, or an end with a sentence
+        return torch.stack([_pixels(pil_loader(str(file))) for file in files])
     images = []
     for file in files:
         image = pil_loader(str(file))
@@ -105,7 +142,24 @@ def _folder(path: Path, size: int) -> Tensor:
     return torch.stack(images)
 
 
-def _pixels(image: Any, size: int) -> Tensor:
-    """A PIL image as uint8 (3, size, size)."""
-    resized = image.convert("RGB").resize((size, size), resample=2)  # bilinear
-    return torch.frombuffer(bytearray(resized.tobytes()), dtype=torch.uint8).reshape(size, size, 3).permute(2, 0, 1)
+def _pixels(image: Any, size: int | None = None) -> Tensor:
+    """Turns a PIL image into uint8 (3, H, W), resized to (3, size, size) with a ``size``."""
+    image = image.convert("RGB")
+    if size is not None:
+        image = image.resize((size, size), resample=2)  # bilinear
+    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+    return pixels.reshape(image.height, image.width, 3).permute(2, 0, 1)
+
+
+# ------------------------------------------------------------------------------------------- shapes of the images
+
+
+def pad(images: Tensor, event_shape: Sequence[int]) -> Tensor:
+    """Pads images with black pixels, at the bottom and on the right, to height and width of the events of a flow."""
+    _, height, width = event_shape
+    return nn.functional.pad(images, (0, width - images.shape[-1], 0, height - images.shape[-2]))
+
+
+def crop(images: Tensor, image_shape: Sequence[int]) -> Tensor:
+    """Undoes :func:`pad`."""
+    return images[..., : image_shape[1], : image_shape[2]]

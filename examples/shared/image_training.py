@@ -1,4 +1,4 @@
-"""How images.py trains: the steps of an optimizer on batches of images, by maximum likelihood or by Pyro's SVI."""
+"""Makes the training steps of images.py, by maximum likelihood or by Pyro's SVI."""
 
 from __future__ import annotations
 
@@ -14,22 +14,20 @@ from torch import Tensor, distributed
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 
-from pyro_realnvp import MaskedCoupling
-
-from common import gradient_update
-from image_models import ImageModel
+from pyro_realnvp import ImageFlow, MaskedCoupling
+from pyro_realnvp.training.loop import gradient_step
 
 
 def flipped(images: Tensor) -> Tensor:
-    """Each image or, with probability 1/2, its mirror image."""
+    """Mirrors every image with probability 1/2."""
     mirrored = torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5
     return torch.where(mirrored, images.flip(-1), images)
 
 
-def optimizer_of(model: ImageModel, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
-    """Adam; to the loss it adds weight_decay times the sum of the squares of what RealNVP's code decays.
+def optimizer_of(model: ImageFlow, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
+    """Makes Adam; it adds weight_decay times the sum of squares of some parameters to the loss, as RealNVP's code does.
 
-    That is the magnitudes of weight normalization and the scale factors of the checkerboard couplings.
+    These are the magnitudes of weight normalization and the scale factors of the checkerboard couplings.
     """
     scales = [p for part in model.modules() if isinstance(part, MaskedCoupling) for p in part.transformer.parameters()]
     decayed = [p for name, p in model.named_parameters() if name.endswith(".norm")] + scales
@@ -40,18 +38,18 @@ def optimizer_of(model: ImageModel, learning_rate: float, weight_decay: float) -
     return torch.optim.Adam(groups, lr=learning_rate, fused=True)
 
 
-def mle_update(
-    model: ImageModel,
+def mle_step(
+    model: ImageFlow,
     batch: Callable[[], Tensor],
     optimizer: torch.optim.Optimizer,
     scheduler: LambdaLR,
-    ema: Any,
+    average: Any,
     *,
-    max_norm: float = math.inf,
+    clip: float = math.inf,
     precision: AbstractContextManager[Any] | None = None,
     compiled: bool = False,
 ) -> Callable[[], Tensor]:
-    """Steps of maximum likelihood on the bound of :class:`Dequantized`, in nats an image; of all processes together."""
+    """Makes a step of maximum likelihood, of all processes together, on the bound of ``ImageFlow`` in nats an image."""
     together: Any = DistributedDataParallel(model) if distributed.is_initialized() else model
     score = torch.compile(together) if compiled else together
     precision = nullcontext() if precision is None else precision
@@ -61,13 +59,13 @@ def mle_update(
         with precision:
             return -score(images).mean()
 
-    return gradient_update(model, loss, optimizer, scheduler=scheduler, ema=ema, max_norm=max_norm)
+    return gradient_step(model, loss, optimizer, scheduler=scheduler, average=average, clip=clip)
 
 
-def svi_update(
-    model: ImageModel, batch: Callable[[], Tensor], learning_rate: float, factor: Callable[[int], float], ema: Any
+def svi_step(
+    model: ImageFlow, batch: Callable[[], Tensor], learning_rate: float, factor: Callable[[int], float], average: Any
 ) -> Callable[[], float]:
-    """The same steps by stochastic variational inference: a Pyro model that observes images, and nothing to guide."""
+    """Makes a step of stochastic variational inference: a Pyro model that observes images, and an empty guide."""
 
     def observe(images: Tensor) -> None:
         pyro.module("model", model)
@@ -79,10 +77,10 @@ def svi_update(
     )
     svi = SVI(observe, lambda images: None, scheduler, Trace_ELBO())
 
-    def update() -> float:
+    def step() -> float:
         loss = svi.step(batch())
         scheduler.step()
-        ema.update_parameters(model)
+        average.update_parameters(model)
         return loss
 
-    return update
+    return step

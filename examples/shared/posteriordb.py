@@ -1,4 +1,4 @@
-"""Six posteriors of posteriordb as Pyro models, with what they are judged by.
+"""Defines six posteriors of posteriordb as Pyro models, and reads the draws that they are judged by.
 
 Magnusson, Buerkner, Vehtari, "posteriordb: a set of posteriors for Bayesian inference" (2021),
 https://github.com/stan-dev/posteriordb. Eight schools is complete here: its numbers are eight pairs, and its exact
@@ -19,7 +19,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from common import fail
+from shared.options import fail
 
 Data = Mapping[str, Any]
 Draws = dict[str, Tensor]
@@ -27,7 +27,7 @@ Draws = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Posterior:
-    """A model, and the scalars of the reference as functions of its sites.
+    """A model, reference draws of its scalars, and the scalars as functions of its sites.
 
     Attributes:
         name: in posteriordb.
@@ -43,7 +43,7 @@ class Posterior:
 
 
 def load(name: str, root: Path | None = None) -> Posterior:
-    """The posterior called ``name``; all but eight schools need the folder of a posteriordb."""
+    """Returns the posterior called ``name``; all but eight schools need the folder of a posteriordb."""
     if name not in POSTERIORS:
         fail(f"There is no posterior {name}; the choices are {', '.join(POSTERIORS)}.")
     build = POSTERIORS[name]
@@ -64,7 +64,7 @@ def load(name: str, root: Path | None = None) -> Posterior:
 
 
 def flat(name: str, start: dist.Distribution) -> Tensor:
-    """A site with the improper uniform prior on the support of ``start``, which only says where a guide may begin."""
+    """Samples a site with the improper uniform prior; ``start`` gives its support, and where a guide may begin."""
     value: Tensor = pyro.sample(name, start)
     pyro.factor(f"{name}_flat", -start.log_prob(value))
     return value
@@ -75,7 +75,7 @@ def vector(value: Any) -> Tensor:
 
 
 def named(name: str, value: Tensor) -> Draws:
-    """The elements of a vector site (S, ..., n) under the names of Stan."""
+    """Splits a vector site (S, ..., n) into its elements, under the names of Stan."""
     return {f"{name}[{index + 1}]": value[..., index].flatten() for index in range(value.shape[-1])}
 
 
@@ -85,7 +85,7 @@ EIGHT_SCHOOLS: Data = {"y": [28, 8, -3, 7, -1, 1, 18, 12], "sigma": [15, 10, 16,
 
 
 def eight_schools(data: Data) -> tuple[Callable[[], None], Callable[[Draws], Draws]]:
-    """Effects of coaching in eight schools, not centred: theta = mu + tau theta_trans. Rubin (1981)."""
+    """Models the effects of coaching in eight schools, not centred: theta = mu + tau theta_trans. Rubin (1981)."""
     y, sigma = vector(data["y"]), vector(data["sigma"])
 
     def model() -> None:
@@ -104,7 +104,7 @@ def eight_schools(data: Data) -> tuple[Callable[[], None], Callable[[Draws], Dra
 
 
 def eight_schools_draws(count: int) -> Draws:
-    """Exact draws: (mu, log tau) from a fine grid of their marginal posterior, then theta, which is Gaussian."""
+    """Draws exactly: (mu, log tau) from a fine grid of their marginal posterior, then theta, which is Gaussian."""
     y, sigma = (torch.tensor(EIGHT_SCHOOLS[key], dtype=torch.float64) for key in ("y", "sigma"))
     mu = torch.linspace(-25, 35, 1201, dtype=torch.float64)[:, None]
     log_tau = torch.linspace(-12, 7, 1901, dtype=torch.float64)
@@ -123,7 +123,7 @@ def eight_schools_draws(count: int) -> Draws:
 
 
 def blr(data: Data) -> tuple[Callable[[], None], Callable[[Draws], Draws]]:
-    """Linear regression on five predictors, with hardly any noise."""
+    """Models a linear regression on five predictors, with hardly any noise."""
     x, y = vector(data["X"]), vector(data["y"])
 
     def model() -> None:
@@ -136,7 +136,7 @@ def blr(data: Data) -> tuple[Callable[[], None], Callable[[Draws], Draws]]:
 
 
 def ark(data: Data) -> tuple[Callable[[], None], Callable[[Draws], Draws]]:
-    """Autoregression of order five."""
+    """Models an autoregression of order five."""
     y, order = vector(data["y"]), data["K"]
     lagged = torch.stack([y[order - k : len(y) - k] for k in range(1, order + 1)], -1)
 
@@ -154,7 +154,7 @@ def ark(data: Data) -> tuple[Callable[[], None], Callable[[Draws], Draws]]:
 
 
 def garch(data: Data) -> tuple[Callable[[], None], Callable[[Draws], Draws]]:
-    """GARCH(1, 1). alpha1 in (0, 1) and beta1 in (0, 1 - alpha1), both flat: two weights of a flat Dirichlet."""
+    """Models GARCH(1, 1): alpha1 in (0, 1), beta1 in (0, 1 - alpha1), both flat: two weights of a flat Dirichlet."""
     y, first = vector(data["y"]), float(data["sigma1"]) ** 2
 
     def model() -> None:
@@ -175,7 +175,7 @@ def garch(data: Data) -> tuple[Callable[[], None], Callable[[Draws], Draws]]:
 
 
 def gp_pois_regr(data: Data) -> tuple[Callable[[], None], Callable[[Draws], Draws]]:
-    """Poisson regression on a Gaussian process at eleven points. Its covariance needs double precision."""
+    """Models a Poisson regression on a Gaussian process at eleven points. Its covariance needs double precision."""
     x, k = vector(data["x"]).double(), vector(data["k"])
     square = (x[:, None] - x).square()
 
@@ -197,7 +197,7 @@ def gp_pois_regr(data: Data) -> tuple[Callable[[], None], Callable[[Draws], Draw
 
 
 def kidscore(data: Data) -> tuple[Callable[[], None], Callable[[Draws], Draws]]:
-    """Regression in the raw units of two test scores: intercept and slope have a correlation of -0.99."""
+    """Models a regression in the raw units of two test scores: intercept and slope have a correlation of -0.99."""
     score, iq = vector(data["kid_score"]), vector(data["mom_iq"])
 
     def model() -> None:
@@ -220,7 +220,7 @@ POSTERIORS: dict[str, Callable[[Data], tuple[Callable[[], None], Callable[[Draws
 
 
 def errors(draws: Draws, reference: Draws) -> dict[str, float]:
-    """The largest error of a marginal mean, in reference standard deviations, and of a standard deviation, relative."""
+    """Computes the largest error of a marginal mean, in reference sds, and of a marginal sd, relative."""
     deviations = []
     for key, truth in reference.items():
         value, truth = draws[key].double(), truth.double()

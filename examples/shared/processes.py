@@ -1,10 +1,10 @@
-"""What a script does differently under ``torchrun``: one process a device, each with its part of every batch.
+"""Runs a script in several processes under ``torchrun``: one process a device, each with its part of every batch.
 
     torchrun --standalone --nproc-per-node 2 examples/images.py --device cpu
 
-The global batch, the learning rate and the number of steps stay what they are in one process. All ranks draw the same
-order of the data and take every size-th row of a batch; noise and dropout are drawn by each rank for its own rows, from
-a seed of its own. Losses and test figures are those of all rows; rank 0 alone writes files.
+The global batch, the learning rate and the number of steps stay what they are in one process. All processes draw one
+order of the data and take every size-th row of a batch; noise and dropout are drawn by each for its own rows, from a
+seed of its own. Losses and test figures are those of all rows; the first process alone writes files.
 """
 
 from __future__ import annotations
@@ -21,12 +21,18 @@ from torch import Tensor, distributed
 
 from pyro_realnvp._runtime.collectives import moments
 
-from common import fail, resolve_device, set_seed
+from shared.options import fail, resolve_device, set_seed
 
 
 @dataclass(frozen=True)
-class Ranks:
-    """The processes of a run: which one this is, how many there are, and the device of this one."""
+class Processes:
+    """The processes of a run, seen from one of them.
+
+    Attributes:
+        device: of this process.
+        rank: number of this process, from 0.
+        size: number of processes.
+    """
 
     device: torch.device
     rank: int = 0
@@ -37,18 +43,21 @@ class Ranks:
         return self.rank == 0
 
     def part(self, batch: Tensor) -> Tensor:
-        """The rows of this rank."""
+        """Returns the rows of this process."""
         return batch[self.rank :: self.size]
 
     def order(self, seed: int) -> torch.Generator | None:
-        """What all ranks draw the order of the data from; None where there is one alone. Other numbers differ now."""
+        """Makes the generator of the order of the data, equal in all processes, and seeds all other numbers apart.
+
+        Returns None, the global generator, where there is one process.
+        """
         if self.size == 1:
             return None
         set_seed(seed * self.size + self.rank)
         return torch.Generator().manual_seed(seed)
 
     def mean(self, value: Tensor | float) -> Tensor | float:
-        """The mean over the ranks."""
+        """Computes the mean over the processes."""
         if self.size == 1:
             return value
         total = torch.as_tensor(value, device=self.device, dtype=torch.float32).clone()
@@ -56,14 +65,14 @@ class Ranks:
         return total / self.size
 
     def gather(self, value: Any) -> list[Any]:
-        """The values of all ranks, in their order; anything that can be pickled."""
+        """Returns the values of all processes, in their order; anything that can be pickled."""
         found = [value] * self.size
         if self.size > 1:
             distributed.all_gather_object(found, value)
         return found
 
     def estimate(self, value: float, error: float, count: int) -> tuple[float, float]:
-        """A mean and its standard error over all rows, given those over the ``count`` rows of this rank."""
+        """Computes a mean and its standard error over all rows, given those over the ``count`` rows of this process."""
         if self.size == 1:
             return value, error
         row = torch.tensor([value, error**2 * (count - 1)], device=self.device, dtype=torch.float64)
@@ -72,7 +81,7 @@ class Ranks:
 
     @contextmanager
     def first_of_node(self) -> Iterator[None]:
-        """The first rank of every machine goes through alone, then the others: for files that it downloads."""
+        """Lets the first process of every machine through alone, then the others: for files that it downloads."""
         first = int(os.environ.get("LOCAL_RANK", 0)) == 0
         if self.size > 1 and not first:
             distributed.barrier()
@@ -82,11 +91,11 @@ class Ranks:
 
 
 @contextmanager
-def start(device: str) -> Iterator[Ranks]:
-    """The ranks that torchrun has made, or one: NCCL between GPUs, Gloo between processors."""
+def start(device: str) -> Iterator[Processes]:
+    """Joins the processes that torchrun has started, or none: NCCL between GPUs, Gloo between processors."""
     size = int(os.environ.get("WORLD_SIZE", 1))
     if size == 1:
-        yield Ranks(resolve_device(device))
+        yield Processes(resolve_device(device))
         return
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -97,12 +106,12 @@ def start(device: str) -> Iterator[Ranks]:
         torch.cuda.set_device(place)
     distributed.init_process_group("nccl" if place.type == "cuda" else "gloo")
     try:
-        yield Ranks(place, distributed.get_rank(), size)
+        yield Processes(place, distributed.get_rank(), size)
         distributed.barrier()  # the others wait for the files of the first
     finally:
         distributed.destroy_process_group()
 
 
-def check_batch(size: int, ranks: Ranks) -> None:
-    if size % ranks.size:
-        fail(f"--batch-size must be divisible by the {ranks.size} processes, but got {size}.")
+def check_batch(size: int, processes: Processes) -> None:
+    if size % processes.size:
+        fail(f"--batch-size must be divisible by the {processes.size} processes, but got {size}.")

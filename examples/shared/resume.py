@@ -1,4 +1,4 @@
-"""Trainings that stop after some minutes, and go on where they stopped when the same command is given again.
+"""Pauses a training after some minutes, and continues it when the same command is given again.
 
 The folder of the results then holds ``training.pt``: parameters, averages, optimizer, schedule, random numbers, the
 order of the data, and the options of the run, which must not change. Stopped and resumed, a run takes the very steps
@@ -17,8 +17,8 @@ from typing import Any, Protocol
 
 import torch
 
-from common import Config, fail
-from ranks import Ranks
+from shared.options import Config, fail
+from shared.processes import Processes
 
 
 class Stateful(Protocol):
@@ -28,7 +28,7 @@ class Stateful(Protocol):
 
 
 class Attributes:
-    """Some attributes of an object as its state."""
+    """Treats some attributes of an object as its state."""
 
     def __init__(self, owner: object, *names: str) -> None:
         self.owner, self.names = owner, names
@@ -42,7 +42,7 @@ class Attributes:
 
 
 class RandomNumbers:
-    """The state of every generator that a process draws from: of processor, device, and the order of the data."""
+    """Holds the state of every generator that a process draws from: of processor, device, and order of the data."""
 
     def __init__(self, device: torch.device, order: torch.Generator | None) -> None:
         self.device, self.order = device, order
@@ -64,7 +64,7 @@ class RandomNumbers:
 
 
 class Resumable:
-    """A run that is paused after so many minutes, and what is needed to go on.
+    """Pauses a run after so many minutes, and restores it.
 
     Args:
         folder: where ``training.pt`` is, or will be.
@@ -72,19 +72,19 @@ class Resumable:
         run: what must be the same when the run goes on; numbers, strings, lists and dicts of these.
     """
 
-    def __init__(self, folder: Path, minutes: float, run: Mapping[str, Any], ranks: Ranks) -> None:
-        self.path, self.ranks = folder / "training.pt", ranks
-        self.run = {**run, "processes": ranks.size}
+    def __init__(self, folder: Path, minutes: float, run: Mapping[str, Any], processes: Processes) -> None:
+        self.path, self.processes = folder / "training.pt", processes
+        self.run = {**run, "processes": processes.size}
         self.end = perf_counter() + 60 * minutes
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder.resolve() / "compiled"))
         self.paused = False
 
     def load(self) -> Config | None:
-        """What an earlier process has left, or None; an end with a sentence if that was another run."""
+        """Reads the state that an earlier process has left, or None; ends the script if that was another run."""
         if not self.path.is_file():
             return None
         try:
-            state = torch.load(self.path, map_location=self.ranks.device, weights_only=True)
+            state = torch.load(self.path, map_location=self.processes.device, weights_only=True)
             before = state["run"]
         except (RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
             fail(f"{self.path} is truncated or holds no training: {str(error).splitlines()[0]}")
@@ -97,27 +97,28 @@ class Resumable:
         return state
 
     def restore(self, state: Config, parts: Mapping[str, Stateful], random: RandomNumbers) -> None:
-        """Random numbers last: what is restored before may have drawn some."""
+        """Restores the parts, and the random numbers last, as the parts may draw some."""
         for name, part in parts.items():
             part.load_state_dict(state[name])
-        random.load_state_dict(state["random"][self.ranks.rank])
+        random.load_state_dict(state["random"][self.processes.rank])
 
     def is_due(self) -> bool:
-        """Whether the time is over, for all processes alike."""
-        left = self.ranks.mean(self.end - perf_counter())
+        """Tells whether the time is over, for all processes alike."""
+        left = self.processes.mean(self.end - perf_counter())
         self.paused = bool(left <= 0)
         return self.paused
 
     def save(self, parts: Mapping[str, Stateful], random: RandomNumbers, **more: Any) -> None:
-        states = self.ranks.gather(random.state_dict())
+        """Writes the state of all parts, and the random numbers of every process."""
+        states = self.processes.gather(random.state_dict())
         self._write({**{name: part.state_dict() for name, part in parts.items()}, "random": states, **more})
 
     def finish(self, row: Mapping[str, Any]) -> None:
-        """Leaves nothing but the result, so that the same command does not start again."""
+        """Replaces the state by the result, so that the same command does not start again."""
         self._write({"finished": dict(row)})
 
     def _write(self, state: Config) -> None:
-        if not self.ranks.is_first:
+        if not self.processes.is_first:
             return
         part = self.path.with_suffix(".part")
         torch.save({"run": self.run, **state}, part)

@@ -1,4 +1,4 @@
-"""The flows of images.py: what they are made of for each data set, and how they are trained."""
+"""Defines the flows of images.py: sizes and training for each data set, and the Module of a configuration."""
 
 from __future__ import annotations
 
@@ -7,17 +7,16 @@ import math
 from functools import partial
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pyro_realnvp import (
     MLP,
     ConvNet,
-    Dequantized,
     DiagonalNormal,
     Flow,
     GatedAttention,
     GatedConvs,
+    ImageFlow,
     Logit,
     ResNet,
     StandardLogistic,
@@ -29,8 +28,8 @@ from pyro_realnvp import (
     realnvp_transforms,
 )
 
-from common import Config, fail
-from image_data import FOLDER, describe_data
+from shared.image_data import FOLDER, describe_data
+from shared.options import Config, fail
 
 ALPHA = 0.05  # of the logit in the RealNVP paper; at 17 levels a smaller one is better by 0.05 bits/dim
 # What belongs to a model: enough to rebuild it. What the command line does not set comes from here. For CIFAR-10 these
@@ -89,31 +88,8 @@ OPTIONS = {  # of a model, on the command line
 }
 
 
-class ImageModel(nn.Module):
-    """A density on the unit cube, and the noise that makes integer images continuous: learned, or uniform (None)."""
-
-    def __init__(self, flow: Flow, levels: int, dequantizer: Flow | None = None) -> None:
-        super().__init__()
-        self.flow, self.levels, self.dequantizer = flow, levels, dequantizer
-
-    def distribution(self, context: Tensor | None = None, *, num_samples: int = 1) -> Dequantized:
-        density = self.flow.distribution(context)
-        return Dequantized(density, self.levels, dequantizer=self.dequantizer, num_samples=num_samples)
-
-    def forward(self, images: Tensor, context: Tensor | None = None) -> Tensor:
-        return self.distribution(context).log_prob(images)
-
-    @torch.no_grad()
-    def initialize(self, images: Tensor, context: Tensor | None = None) -> None:
-        """The data-dependent start of ActNorm, from one batch, in both flows."""
-        noise = torch.rand(images.shape, device=images.device)
-        self.flow.initialize((images + noise) / self.levels, context)
-        if self.dequantizer is not None:
-            self.dequantizer.initialize(noise, images / self.levels - 0.5)
-
-
 def configuration(args: argparse.Namespace) -> Config:
-    """The recipe of this flow for this data, with what the command line says instead."""
+    """Merges the sizes of this flow for this data with those of the command line."""
     data = describe_data(args.data, args.size)
     model = {"alpha": ALPHA, **MODELS[args.flow][recipe_of(args.data)]}
     for name in OPTIONS:
@@ -147,12 +123,12 @@ def configuration(args: argparse.Namespace) -> Config:
 
 
 def recipe_of(data: str) -> str:
-    """The name under which the recipes of a data set stand."""
+    """Returns the name under which the recipes of a data set stand."""
     return "folder" if data.startswith(FOLDER) else data
 
 
 def training_of(flow: str, data: str) -> Config:
-    """How this flow is trained on this data."""
+    """Returns the settings with which this flow is trained on this data."""
     name = recipe_of(data)
     if name == "digits":
         own = {"epochs": 60} if flow in ("glow", "flowpp") else {}
@@ -162,7 +138,7 @@ def training_of(flow: str, data: str) -> Config:
 
 
 def _multiple(flow: str, model: Config) -> int:
-    """What height and width must be divisible by."""
+    """Returns the number by which height and width must be divisible."""
     if flow == "flowpp":
         return 4 if len(model["couplings"]) == 3 else 2
     halvings = {
@@ -173,8 +149,8 @@ def _multiple(flow: str, model: Config) -> int:
     return 2 ** halvings[flow]
 
 
-def build(config: Config) -> ImageModel:
-    """The model that a configuration describes."""
+def build(config: Config) -> ImageFlow:
+    """Builds the model that a configuration describes."""
     shape = tuple(config["event_shape"])
     classes = config.get("classes", 0)  # of one-hot labels, the context of a conditional model
     base: nn.Module = DiagonalNormal(shape, context_dim=classes) if classes else StandardNormal(shape)
@@ -216,4 +192,4 @@ def build(config: Config) -> ImageModel:
             dequantizer = Flow(StandardNormal(shape), noise_transforms)
     else:
         raise ValueError(f"unknown flow {config['flow']!r}")
-    return ImageModel(Flow(base, [*transforms, Logit(config["alpha"]).inv]), config["pixel_levels"], dequantizer)
+    return ImageFlow(Flow(base, [*transforms, Logit(config["alpha"]).inv]), config["pixel_levels"], dequantizer)

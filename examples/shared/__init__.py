@@ -1,0 +1,1 @@
+"""Parts that several of the scripts in this folder share; `python examples/x.py` finds them as `shared`."""
