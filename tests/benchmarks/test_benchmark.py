@@ -1,8 +1,9 @@
-"""examples/benchmark.py: a tiny run writes everything it promises, and the contestants are correct and comparable."""
+"""benchmarks/benchmark.py: a tiny run writes everything it promises, and the contestants are correct and comparable."""
 
 from __future__ import annotations
 
 import csv
+import re
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -43,7 +44,7 @@ def make() -> Callable[[str, str], tuple[Any, Tensor]]:
     def built(workload: str, name: str) -> tuple[Any, Tensor]:
         if not installed(name):
             pytest.skip(f"{PACKAGES[name]} is not installed")
-        task = benchmark.workloads(tiny=True)[workload]
+        task = benchmark.workloads("tiny")[workload]
         data = torch.randn(task.shape)
         return task.builds[name](data), data
 
@@ -143,6 +144,7 @@ def test_the_floor_has_the_networks_and_their_inputs(make: Callable[..., Any], w
     assert all(torch.equal(*pair) for pair in zip(before, contestant.module.parameters(), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_compiled_contestants_equal_eager_ones(make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
@@ -246,22 +248,32 @@ def test_zuko_leaves_validation_as_it_was(make: Callable[..., Any]) -> None:
     assert Distribution._validate_args
 
 
-def test_the_full_sizes() -> None:
+@pytest.mark.parametrize("size", ["default", "full"])
+def test_the_sizes(size: str) -> None:
     """8 couplings, MLP of 4 x 256 for two dimensions and of 2 x 256 for 64; 32 feature maps at both scales."""
-    tasks = benchmark.workloads(tiny=False)
+    tasks = benchmark.workloads(size)
     for name, shape, parameters in (("vector-2", (256, 2), 1_587_216), ("vector-64", (256, 64), 725_504)):
         assert tasks[name].shape == shape
         module = tasks[name].builds["ours"](torch.randn(shape)).module
         assert sum(parameter.numel() for parameter in module.parameters()) == parameters
-    module = tasks["realnvp"].builds["ours"](torch.randn(2, 3, 32, 32)).module
-    assert sum(parameter.numel() for parameter in module.parameters()) == 832_361
-    assert tasks["realnvp"].shape == tasks["glow"].shape == (32, 3, 32, 32)
+    if size == "full":
+        module = tasks["realnvp"].builds["ours"](torch.randn(2, 3, 32, 32)).module
+        assert sum(parameter.numel() for parameter in module.parameters()) == 832_361
+        assert tasks["realnvp"].shape == tasks["glow"].shape == (32, 3, 32, 32)
+    else:
+        assert tasks["realnvp"].shape == tasks["glow"].shape == (16, 3, 16, 16)
 
 
-def test_bad_options(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match=r"--only knows vector-2, .* but got warp"):
-        benchmark.main([*TINY, "--only", "warp", "--out", str(tmp_path)])
-    with pytest.raises(SystemExit, match="--rounds must be at least 1"):
-        benchmark.main([*TINY, "--rounds", "0", "--out", str(tmp_path)])
-    with pytest.raises(SystemExit, match="--device warp cannot be used here"):
-        benchmark.main([*TINY, "--device", "warp", "--out", str(tmp_path)])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--only", "warp"], r"--only knows vector-2, .* but got warp"),
+        (["--rounds", "0"], "--rounds must be at least 1, but got 0"),
+        (["--device", "warp"], "--device warp cannot be used here"),
+        (["--full"], "not allowed with argument --tiny"),
+    ],
+)
+def test_bad_options(options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        benchmark.main([*TINY, *options, "--out", str(tmp_path)])
+    assert re.search(message, capsys.readouterr().err)
