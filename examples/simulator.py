@@ -284,23 +284,21 @@ def draw(flow: Flow, ranks: Tensor, draws: int, path: Path, device: torch.device
     """Draws true and learned posteriors of three x, histograms of the ranks, and the coverage."""
     figure, axes = plt.subplots(3, 3, figsize=(11, 10.5), layout="constrained")
     for column, x in zip(axes[:2].T, OBSERVATIONS.to(device), strict=True):
-        given = f"x = ({x[0]:.4g}, {x[1]:.4g})"
         posteriors = {"true": sample_posterior(x, count), "learned": flow.sample((count,), x)}
         for axis, (kind, theta) in zip(column, posteriors.items(), strict=True):
             axis.scatter(*theta.T.cpu().numpy(), s=2, alpha=0.4, linewidths=0, color="tab:blue")
-            axis.set(title=f"{kind} posterior, {given}", xlabel="theta 1", ylabel="theta 2")
+            axis.set(title=f"{kind} posterior, x = ({x[0]:.4g}, {x[1]:.4g})", xlabel="theta 1", ylabel="theta 2")
             axis.set(xlim=(-1, 1), ylim=(-1, 1), aspect="equal")
-    expected = len(ranks) / BINS
     low, high = binom.ppf([0.005, 0.995], len(ranks), 1 / BINS)  # 99 % of the bars of a calibrated posterior
     for axis, title, rank in zip(axes[2], ("theta 1", "theta 2"), ranks.unbind(-1), strict=False):
         axis.axhspan(low, high, color="lightgray")
-        axis.axhline(expected, color="gray", linewidth=1)
+        axis.axhline(len(ranks) / BINS, color="gray", linewidth=1)
         axis.bar(np.arange(BINS) + 0.5, histogram(rank, draws, BINS).numpy(), width=0.9, color="tab:blue")
         axis.set(title=f"ranks of {title}", xlim=(0, BINS), xticks=[0, BINS], xticklabels=[0, draws], ylim=(0, None))
-    nominal = np.linspace(0, 1, 101)
-    axes[2, 2].plot(nominal, [coverage_of(ranks[:, 2], draws, mass) for mass in nominal], color="tab:blue")
-    axes[2, 2].plot([0, 1], [0, 1], color="gray", linewidth=1)
-    axes[2, 2].set(title="coverage, highest density", xlabel="nominal", ylabel="true theta inside", aspect=1)
+    nominal, axis = np.linspace(0, 1, 101), axes[2, 2]
+    axis.plot(nominal, [coverage_of(ranks[:, 2], draws, mass) for mass in nominal], color="tab:blue")
+    axis.plot([0, 1], [0, 1], color="gray", linewidth=1)
+    axis.set(title="coverage, highest density", xlabel="nominal", ylabel="true theta inside", aspect=1)
     save_figure(path, figure)
 
 
