@@ -20,11 +20,11 @@ from torch import nn
 from torch.distributions import ComposeTransform, IndependentTransform, ReshapeTransform
 from torch.func import functional_call
 
-from pyro_realnvp import Bijection, Chain, Flow, Scale, StandardNormal, nice_transforms, realnvp_transforms
+from pyro_realnvp import Chain, Flow, Scale, StandardNormal, nice_transforms, realnvp_transforms
 from pyro_realnvp.networks.conditioner import Conditioner
 from pyro_realnvp.testing import randomize
 
-from zoo import ZOO, mlp, prime, resnet, split
+from zoo import component, mlp, prime, resnet, split
 
 
 def normal(*shape, event_dim=1, device="cpu", dtype=torch.float32):
@@ -38,17 +38,13 @@ def density(transform, size=4):
 
 # ---------------------------------------------------------------- Pyro's own checks of a transform, written afresh
 
-CHECKED = [
-    *("split-2", "split-odd", "masked-odd", "split-context", "checkerboard", "split-image", "split-image-context-map"),
-    *("realnvp-1", "realnvp-2", "realnvp-odd", "realnvp-context", "realnvp-image", "realnvp-image-context"),
-    *("nice-odd", "batchnorm", "batchnorm-checkerboard", "actnorm-image", "permute-image", "squeeze", "unsqueeze"),
-    *("chain", "inverse", "conditioned", "conditioned-inverse", "elementwise-image", "own-layer"),
-]
+# A vector with a context, an image whose shape changes, and an inverse; the laws are checked on every component.
+CHECKED = ["split-context", "chain-changes-shape", "conditioned-inverse"]
 
 
 @pytest.fixture(params=CHECKED)
 def transform(request, device):
-    f = ZOO[request.param]().double().to(device).eval()
+    f = copy.deepcopy(component(request.param)).double().to(device).eval()
     randomize(f)
     if f.context_shape is not None:
         f = f.condition(torch.rand(1, *f.context_shape, dtype=torch.float64, device=device))
@@ -116,7 +112,7 @@ def test_three_adam_steps_change_every_parameter(transform, device):
         assert not torch.equal(new, old)
 
 
-# --------------------------- what goes wrong in Pyro (PEERS 4.5 and 4.6): every probe passes here and fails there
+# ----------------------- what goes wrong in Pyro's own couplings: every probe passes here and fails there
 
 
 class Here:
@@ -354,6 +350,7 @@ def test_right_here(probe, failure):
     probe(Here)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("probe", "failure"), by_name)
 def test_wrong_in_pyro(probe, failure):
     error, message = failure
@@ -815,14 +812,3 @@ def test_vectorized_particles():
     guide = AutoNormal(posterior_model(flow, torch.tensor(1.0)))
     elbo = Trace_ELBO(num_particles=4, vectorize_particles=True, max_plate_nesting=0)
     assert torch.isfinite(torch.tensor(elbo.loss(guide.model, guide)))
-
-
-@pytest.mark.parametrize("name", ZOO)
-def test_every_bijection_is_a_pyro_transform_and_a_module(name):
-    f = ZOO[name]()
-    assert isinstance(f, Bijection)
-    assert isinstance(f, dist.TransformModule)
-    assert isinstance(f, dist.conditional.ConditionalTransform)
-    assert f.bijective
-    assert f.domain.event_dim == len(f.event_shape)
-    assert f.codomain.event_dim == len(f.output_shape)

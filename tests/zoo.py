@@ -1,6 +1,6 @@
 """Every component and every builder once, in small sizes: what the laws are checked on."""
 
-from functools import partial
+from functools import cache, partial
 
 import torch
 from pyro.distributions.transforms import affine_coupling, conditional_affine_coupling
@@ -380,3 +380,11 @@ ZOO = {
     "glow-image-context": lambda: calm(Chain(small_glow((1, 4, 4), context_dim=2))),
     "glow-image-context-map": lambda: calm(Chain(small_glow((1, 4, 4), context_shape=(1, 4, 4)))),
 }
+
+
+@cache
+def component(name: str) -> Bijection:
+    """The component of that name, built once and from the same random numbers; change a copy of it only."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return ZOO[name]()

@@ -1,5 +1,6 @@
 """The laws of a bijection, for every component and every builder."""
 
+import copy
 import gc
 import weakref
 from typing import ClassVar
@@ -12,7 +13,7 @@ from torch import nn
 from pyro_realnvp import MLP, BatchNorm, Bijection, Chain, nice_transforms, realnvp_transforms
 from pyro_realnvp.testing import LAWS, check_bijection, draw, randomize
 
-from zoo import ZOO, Sinh, mlp, prime, split
+from zoo import ZOO, Sinh, component, mlp, prime, split
 
 # Lift adds nothing to these two: Pyro's networks reshape empty batches to -1, and its caches hold non-leaf tensors.
 PYROS_OWN = {("batch_shapes", "lift-pyro"), ("batch_shapes", "lift-pyro-conditional"), ("copies", "lift-pyro")}
@@ -20,13 +21,24 @@ PYROS_OWN = {("batch_shapes", "lift-pyro"), ("batch_shapes", "lift-pyro-conditio
 
 @pytest.mark.parametrize(("law", "name"), [(law, name) for law in LAWS for name in ZOO if (law, name) not in PYROS_OWN])
 def test_law(law, name, device):
-    check_bijection(ZOO[name](), laws=[law], device=device)
+    check_bijection(component(name), laws=[law], device=device)
+
+
+def test_every_component_is_a_pyro_transform_of_events_of_its_shapes():
+    for name in ZOO:
+        f = component(name)
+        assert isinstance(f, Bijection), name
+        assert isinstance(f, dist.TransformModule), name
+        assert isinstance(f, dist.conditional.ConditionalTransform), name
+        assert f.bijective, name
+        assert f.domain.event_dim == len(f.event_shape), name
+        assert f.codomain.event_dim == len(f.output_shape), name
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")  # torch's own, in attention on the CPU
 @pytest.mark.parametrize("name", ZOO)
 def test_vmap_maps_each_event_as_a_batch_does(name, device):
-    f = ZOO[name]().to(device).eval()
+    f = copy.deepcopy(component(name)).to(device).eval()
     if f.context_shape is not None:
         f = f.condition(torch.randn(f.context_shape).to(device))
     x = draw(f, (3,)).float()

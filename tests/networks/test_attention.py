@@ -27,7 +27,7 @@ def count(net):
     return sum(p.numel() for p in net.parameters() if p.requires_grad)
 
 
-# ------------------------------------------------------------------------------------------------- SPEC 3.3
+# ----------------------------------------- Ho et al. 2019, section 3.3, and the layers of the released code
 
 
 def concat_elu(x):

@@ -60,7 +60,7 @@ def test_resnet_shapes(batch, context, masked):
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_resnet_is_the_network_of_the_paper(masked):
-    # SPEC 1.2, written out once more with plain functions.
+    # Dinh et al. 2017, section 3.7, and the released code, written out once more with plain functions.
     mask = checkerboard((2, 4, 4)) if masked else None
     net = prime(ResNet(2, 3, hidden=4, blocks=2, mask=mask)).double().eval()
     torch.manual_seed(0)

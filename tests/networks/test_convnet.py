@@ -29,7 +29,7 @@ def with_edge(x):
 
 
 def zero_conv(net, x):
-    """SPEC 2.5: (conv + bias) exp(3 gain)."""
+    """Kingma and Dhariwal 2018, section 3.3, and the released code: (conv + bias) exp(3 gain)."""
     out = F.conv2d(with_edge(x), net.conv.weight) + net.bias[:, None, None]
     return out * (3 * net.gain).exp()[:, None, None]
 

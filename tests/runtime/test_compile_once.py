@@ -53,7 +53,7 @@ def made(name):
     flow.initialize(torch.randn(16, *flow.event_shape))
     for module in flow.modules():
         if isinstance(module, MixtureLogistic):
-            module.iterations = 8  # a compiled inverse unrolls them
+            module.iterations = 2  # a compiled inverse unrolls them, and how many there are changes no graph
     return prime(flow)
 
 
@@ -77,7 +77,7 @@ def test_training_compiles_once(name, autocast):
     flow, counter = made(name).train(), CompileCounter()
     before = [parameter.detach().clone() for parameter in flow.parameters()]
     compiled = torch.compile(flow, backend=counter, fullgraph=True)
-    steps_of(flow, compiled=compiled, batches=torch.randn(100, 6, *flow.event_shape), autocast=autocast)
+    steps_of(flow, compiled=compiled, batches=torch.randn(5, 6, *flow.event_shape), autocast=autocast)
     assert counter.frame_count == 1
     assert any(not one.equal(other) for one, other in zip(before, flow.parameters(), strict=True))
 
