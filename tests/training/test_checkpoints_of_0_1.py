@@ -85,7 +85,7 @@ def build(config):
     return ImageFlow(Flow(base, transforms), config["pixel_levels"], noise_of(shape, config))
 
 
-# The sum of some hundred terms of both signs is left with an absolute error in float32, which the number of threads decides.
+# In float32 a sum of some hundred terms of both signs has an absolute error, in which the number of threads takes part.
 ACCURACY = {"float32": {"rel": 1e-5, "abs": 5e-5}, "float64": {"rel": 1e-10}}
 
 
