@@ -46,7 +46,10 @@ from workloads import BARE, KINDS, NETWORKS, Workload, workloads
 TRAINING = ("forward + backward", "training step")  # the other kinds are timed in evaluation mode
 SAVED, PARAMETERS = "saved", "parameters"
 UNITS = {SAVED: " MiB", PARAMETERS: ""}
-SIZES = {"full": "large images: an hour on two cores", "tiny": "sizes that only show that everything runs"}
+SIZES = {
+    "full": "large images, and compiled flows of images: much longer",
+    "tiny": "sizes that only show that everything runs",
+}
 PACKAGES = {"zuko": "zuko", "normflows": "normflows", "nflows": "nflows", "freia": "FrEIA"}
 
 Times = dict[str, list[float]]

@@ -58,7 +58,7 @@ def vectors(*, batch: int, dim: int, hidden: Sequence[int], couplings: int) -> W
     return Workload((batch, dim), builds, {NETWORKS: BARE})
 
 
-def realnvp(*, batch: int, size: int, scales: int, hidden: int, blocks: int) -> Workload:
+def realnvp(*, batch: int, size: int, scales: int, hidden: int, blocks: int, compiled: bool) -> Workload:
     """Makes RealNVP with as many feature maps at every scale, where the paper doubles them."""
     shape = (3, size, size)
 
@@ -71,7 +71,7 @@ def realnvp(*, batch: int, size: int, scales: int, hidden: int, blocks: int) -> 
         return Flow(StandardNormal(shape), realnvp_transforms(shape, scales=scales, net=net, packed=packed))
 
     builds = {
-        **image_builds(flow),
+        **image_builds(flow, compiled=compiled),
         "ours-packed": lambda x: own.ours_channels_last(flow(packed=True), x),
         "ours-packed-bfloat16": lambda x: own.ours_bfloat16(flow(packed=True), x),
         "ours-recompute": lambda x: own.ours(recompute(flow()), x),
@@ -79,14 +79,16 @@ def realnvp(*, batch: int, size: int, scales: int, hidden: int, blocks: int) -> 
     return Workload((batch, *shape), builds, {NETWORKS: "ours"})
 
 
-def glow(*, batch: int, size: int, levels: int, steps: int, hidden: int) -> Workload:
+def glow(*, batch: int, size: int, levels: int, steps: int, hidden: int, compiled: bool) -> Workload:
     shape = (3, size, size)
     net = partial(ConvNet, hidden=hidden)
     sizes = {"hidden": hidden, "levels": levels, "steps": steps}
+
+    def flow() -> Flow:
+        return Flow(StandardNormal(shape), glow_transforms(shape, levels=levels, steps=steps, net=net))
+
     builds = {
-        **image_builds(
-            lambda: Flow(StandardNormal(shape), glow_transforms(shape, levels=levels, steps=steps, net=net))
-        ),
+        **image_builds(flow, compiled=compiled),
         "normflows": partial(peers.normflows_glow, **sizes),
         "nflows": partial(peers.nflows_glow, **sizes),
     }
@@ -94,13 +96,13 @@ def glow(*, batch: int, size: int, levels: int, steps: int, hidden: int) -> Work
     return Workload((batch, *shape), builds, floors)
 
 
-def image_builds(flow: Callable[[], Flow]) -> dict[str, Build]:
-    return {
+def image_builds(flow: Callable[[], Flow], *, compiled: bool) -> dict[str, Build]:
+    builds: dict[str, Build] = {
         "ours": lambda x: own.ours(flow(), x),
         "ours-channels-last": lambda x: own.ours_channels_last(flow(), x),
         "ours-bfloat16": lambda x: own.ours_bfloat16(flow(), x),
-        "ours-compiled": lambda x: own.ours_compiled(flow(), x),
     }
+    return {**builds, "ours-compiled": lambda x: own.ours_compiled(flow(), x)} if compiled else builds
 
 
 def svi(
@@ -161,8 +163,9 @@ def workloads(size: str) -> dict[str, Workload]:
     return {
         "vector-2": vectors(**narrow),
         "vector-64": vectors(**wide),
-        "realnvp": realnvp(**board),
-        "glow": glow(**levels),
+        # Compiling a flow of images takes minutes, more than all the rest of the default sizes.
+        "realnvp": realnvp(**board, compiled=size != "default"),
+        "glow": glow(**levels, compiled=size != "default"),
         "svi": svi(maximum_likelihood, lambda contestant: contestant, **wide),
         "svi-guide": svi(flow_as_guide, own.elbo_by_hand, **wide),
     }

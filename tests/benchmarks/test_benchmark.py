@@ -262,6 +262,8 @@ def test_the_sizes(size: str) -> None:
         assert tasks["realnvp"].shape == tasks["glow"].shape == (32, 3, 32, 32)
     else:
         assert tasks["realnvp"].shape == tasks["glow"].shape == (16, 3, 16, 16)
+    for name in ("realnvp", "glow"):
+        assert ("ours-compiled" in tasks[name].builds) == (size == "full")
 
 
 @pytest.mark.parametrize(
