@@ -1,4 +1,4 @@
-"""From integer images to densities: logit, dequantization, bits per dimension."""
+"""From integer images to densities: dequantization, bits per dimension."""
 
 import math
 
@@ -7,7 +7,6 @@ import pytest
 import torch
 from pyro import distributions as dist
 from pyro.infer import SVI, Trace_ELBO
-from torch.nn.functional import softplus
 
 from pyro_realnvp import Dequantized, Flow, Logit, StandardNormal, bits_per_dim, realnvp_transforms
 from pyro_realnvp.testing import randomize
@@ -27,38 +26,6 @@ def pixels(seed=0):
     for p in flow.parameters():
         p.data.mul_(0.6)
     return flow.requires_grad_(False)
-
-
-# ------------------------------------------------------------------------------------------------------- Logit
-
-
-def test_logit_formula():
-    x = torch.rand(5, 3, dtype=torch.float64)
-    f = Logit(0.05)
-    y = f(x)
-    p = 0.05 + 0.9 * x
-    torch.testing.assert_close(y, p.log() - (1 - p).log())
-    torch.testing.assert_close(f.log_abs_det_jacobian(x, y), softplus(y) + softplus(-y) + math.log(0.9))
-
-
-def test_logit_is_finite_at_the_ends():
-    x = torch.tensor([0.0, 1.0])
-    y = Logit(0.05)(x)
-    assert y.isfinite().all()
-    torch.testing.assert_close(Logit(0.05).inv(y.clone()), x, atol=1e-6, rtol=0)
-
-
-@pytest.mark.parametrize("reach", [10.0, 40.0])  # 40: where the sigmoid is 1 in float32
-def test_logit_inverse_stays_in_its_domain(reach):
-    f = Logit(0.05)
-    assert f.domain.check(f.inv(torch.tensor([-reach, 0.0, reach]))).all()
-    assert not f.domain.check(torch.tensor([-0.06, 1.06])).any()
-
-
-@pytest.mark.parametrize("alpha", [-0.1, 0.5, 1.0, float("nan")])
-def test_logit_refuses(alpha):
-    with pytest.raises(ValueError, match=f"alpha.*{alpha}"):
-        Logit(alpha)
 
 
 # ------------------------------------------------------------------------------------------------- Dequantized
