@@ -70,14 +70,14 @@ def evidence_of(prior: dist.MultivariateNormal, design: Tensor) -> dist.Multivar
     return dist.MultivariateNormal(design @ prior.loc, design @ prior.covariance_matrix @ design.T + noise)
 
 
-DESIGN = torch.tensor([[1.0, 0.5], [-0.3, 1.0], [0.8, 0.8]])
+LOADINGS = torch.tensor([[1.0, 0.5], [-0.3, 1.0], [0.8, 0.8]])
 Y = torch.tensor([1.5, -0.5, 1.0])
 
 
 def regression(flow: Flow) -> Model:
     def model() -> Tensor:
         z = pyro.sample("z", flow.distribution())
-        pyro.sample("y", dist.Normal(z @ DESIGN.T, NOISE).to_event(1), obs=Y)
+        pyro.sample("y", dist.Normal(z @ LOADINGS.T, NOISE).to_event(1), obs=Y)
         return z
 
     return model
@@ -128,7 +128,7 @@ def grid_posterior(flow: Flow) -> tuple[Tensor, Tensor]:
     side = torch.linspace(-8, 8, 321)
     z = torch.cartesian_prod(side, side)
     with torch.no_grad():
-        log_joint = flow(z) + dist.Normal(z @ DESIGN.T, NOISE).log_prob(Y).sum(-1)
+        log_joint = flow(z) + dist.Normal(z @ LOADINGS.T, NOISE).log_prob(Y).sum(-1)
     weight = log_joint.softmax(0)
     assert weight.view(321, 321)[[0, -1]].max() < 1e-8  # nothing lies outside
     mean = weight @ z
@@ -158,13 +158,13 @@ def test_nuts_over_a_plate_of_latents_with_their_own_contexts() -> None:
     def model() -> None:
         with pyro.plate("rows", 2):
             z = pyro.sample("z", flow.distribution(context))
-            pyro.sample("y", dist.Normal(z @ DESIGN.T, NOISE).to_event(1), obs=y)
+            pyro.sample("y", dist.Normal(z @ LOADINGS.T, NOISE).to_event(1), obs=y)
 
     z = nuts(model)["z"]
     assert z.shape == (150, 2, 2)
     for row in range(2):
         given = Flow(flow.base, [flow.transforms.condition(context[row])])
-        truth = posterior_of(normal_of(given), DESIGN, y[row])
+        truth = posterior_of(normal_of(given), LOADINGS, y[row])
         assert_moments(z[:, row], truth.mean, truth.covariance_matrix)
 
 
@@ -178,10 +178,10 @@ def test_the_reparametrised_model_has_the_same_evidence() -> None:
     guide = AutoMultivariateNormal(model)
     learn(model, guide, steps=300, rate=0.05)
     bound = -Trace_ELBO(num_particles=1000, vectorize_particles=True).loss(model, guide)
-    evidence = evidence_of(normal_of(flow), DESIGN).log_prob(Y)
+    evidence = evidence_of(normal_of(flow), LOADINGS).log_prob(Y)
     assert bound == pytest.approx(evidence.item(), abs=0.02)
     draws = Predictive(model, guide=guide, num_samples=300)()["z"]  # z itself is there, not only its base
-    truth = posterior_of(normal_of(flow), DESIGN, Y)
+    truth = posterior_of(normal_of(flow), LOADINGS, Y)
     error = truth.variance.sqrt() / 300**0.5
     assert ((draws.squeeze().mean(0) - truth.mean).abs() < 5 * error).all()
 
@@ -196,7 +196,7 @@ def local_model(flow: Flow, y: Tensor, batch: int) -> Model:
         pyro.module("prior", flow)
         with pyro.plate("rows", ROWS, subsample_size=batch) as index:
             z = pyro.sample("z", flow.distribution())
-            pyro.sample("y", dist.Normal(z @ DESIGN.T, NOISE).to_event(1), obs=y[index])
+            pyro.sample("y", dist.Normal(z @ LOADINGS.T, NOISE).to_event(1), obs=y[index])
 
     return model
 
@@ -207,7 +207,7 @@ def test_auto_normal_with_subsampling() -> None:
     model = local_model(flow, y, batch=8)
     guide = AutoNormal(model, create_plates=lambda: pyro.plate("rows", ROWS, subsample_size=8))
     learn(model, guide, steps=700, rate=0.1)
-    truth = [posterior_of(normal_of(flow), DESIGN, row) for row in y]
+    truth = [posterior_of(normal_of(flow), LOADINGS, row) for row in y]
     mean = torch.stack([each.mean for each in truth])
     # The optimum of KL(q || p) has the mean of p, and the precisions of p's conditionals.
     scale = truth[0].precision_matrix.diagonal().rsqrt().expand(ROWS, 2)
@@ -247,17 +247,17 @@ def test_predictive_of_prior_and_posterior(parallel: bool) -> None:
 
     def model() -> None:
         z = pyro.sample("z", flow.distribution())
-        pyro.sample("y", dist.Normal(z @ DESIGN.T, NOISE).to_event(1))
+        pyro.sample("y", dist.Normal(z @ LOADINGS.T, NOISE).to_event(1))
 
     y = Predictive(model, num_samples=count, parallel=parallel)()["y"].reshape(count, 3)
-    marginal = evidence_of(prior, DESIGN)
+    marginal = evidence_of(prior, LOADINGS)
     assert ((y.mean(0) - marginal.mean).abs() < 4 * marginal.variance.sqrt() / count**0.5).all()
     torch.testing.assert_close(y.var(0), marginal.variance, atol=0, rtol=4 * (2 / count) ** 0.5)
 
     # Given samples of z, the y follow from them and not from the prior.
-    z = posterior_of(prior, DESIGN, Y).sample((count,))
+    z = posterior_of(prior, LOADINGS, Y).sample((count,))
     given = Predictive(model, posterior_samples={"z": z}, parallel=parallel)()["y"]
-    residual = (given.reshape(count, 3) - z @ DESIGN.T) / NOISE
+    residual = (given.reshape(count, 3) - z @ LOADINGS.T) / NOISE
     assert residual.mean().abs() < 4 / (3 * count) ** 0.5
     torch.testing.assert_close(residual.std(), torch.tensor(1.0), atol=0.06, rtol=0)
 
@@ -268,7 +268,7 @@ def test_predictive_of_prior_and_posterior(parallel: bool) -> None:
 def test_an_amortized_guide_with_subsampling_finds_every_posterior() -> None:
     """q(z | y), one conditional flow for all rows, learned in minibatches under a flow prior."""
     prior = affine_flow().eval().requires_grad_(False)
-    y = evidence_of(normal_of(prior), DESIGN).sample((ROWS,))
+    y = evidence_of(normal_of(prior), LOADINGS).sample((ROWS,))
     net = partial(MLP, hidden=())
     posterior = Flow(StandardNormal(2), realnvp_transforms(2, couplings=2, net=net, context_dim=3))
 
@@ -284,7 +284,7 @@ def test_an_amortized_guide_with_subsampling_finds_every_posterior() -> None:
         z = posterior.distribution(y).sample((4000,))
         log_q = posterior(z, y)
         bound = -Trace_ELBO(num_particles=500, vectorize_particles=True).loss(local_model(prior, y, ROWS), everything)
-    assert bound / ROWS == pytest.approx(evidence_of(normal_of(prior), DESIGN).log_prob(y).mean().item(), abs=0.03)
+    assert bound / ROWS == pytest.approx(evidence_of(normal_of(prior), LOADINGS).log_prob(y).mean().item(), abs=0.03)
     for row in range(ROWS):
-        truth = posterior_of(normal_of(prior), DESIGN, y[row])
+        truth = posterior_of(normal_of(prior), LOADINGS, y[row])
         assert (log_q[:, row] - truth.log_prob(z[:, row])).mean().abs() < 0.03  # KL(q || p)
