@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from pyro import distributions as dist
@@ -128,14 +128,14 @@ class BitsPerDim(NamedTuple):
 
 
 @torch.no_grad()
-def bits_per_dim(distribution: Distribution, x: Tensor, *, batch_size: int | None = None) -> BitsPerDim:
+def bits_per_dim(distribution: Any, x: Tensor, *, batch_size: int | None = None) -> BitsPerDim:
     """Computes the mean of -log2 p(x) / D over the events of x, and its Monte Carlo standard error.
 
     For a :class:`Dequantized` this is an upper bound on the bits a lossless code needs for each pixel; for a density on
     the unit cube of pixels k/256, add 8.
 
     Args:
-        distribution: over events of D elements.
+        distribution: over events of D elements; a :class:`~pyro_realnvp.Flow` or ImageFlow will do.
         x: (N, \\*event_shape).
         batch_size: how many events to score at once; all by default.
     """

@@ -11,6 +11,8 @@ from typing import Any, NoReturn
 import pyro
 import torch
 
+from pyro_realnvp.training.loop import DivergedError
+
 Config = dict[str, Any]
 
 
@@ -24,9 +26,7 @@ def ending_if_diverged() -> Iterator[None]:
     """Ends the script with one sentence if a training inside the ``with`` block diverges."""
     try:
         yield
-    except RuntimeError as error:
-        if not str(error).startswith("The loss became"):
-            raise
+    except DivergedError as error:
         fail(str(error))
 
 

@@ -85,7 +85,7 @@ def fit(
 
     Raises:
         ValueError: if the arguments do not fit each other, or the data are empty or not finite.
-        RuntimeError: if the loss becomes NaN or infinite.
+        DivergedError: a RuntimeError, if the loss becomes NaN or infinite.
     """
     parameters = [p for p in flow.parameters() if p.requires_grad]
     if not parameters:

@@ -14,6 +14,10 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
 
 
+class DivergedError(RuntimeError):
+    """Raised when a loss becomes NaN or infinite."""
+
+
 class Batches(Iterator[Tensor]):
     """Minibatches without end, every epoch in a new order: all of ``size``, or all rows if there are fewer.
 
@@ -146,7 +150,7 @@ def run_steps(
         The number of steps taken, with those before ``start``.
 
     Raises:
-        RuntimeError: if the loss becomes NaN or infinite.
+        DivergedError: if the loss becomes NaN or infinite.
     """
     from tqdm import tqdm  # comes with Pyro
 
@@ -159,7 +163,7 @@ def run_steps(
             if ends or at.step % 20 == 0:
                 loss = float(at.total) / at.count
                 if not math.isfinite(loss):
-                    raise RuntimeError(
+                    raise DivergedError(
                         f"The loss became {loss} at about step {at.step}; a smaller learning rate may help."
                     )
                 shown.set_postfix_str(f"{loss:.4f} {unit}", refresh=False)
