@@ -60,7 +60,7 @@ class Affine(Transformer):
     def __init__(self, log_scale: nn.Module | None = None, *, scale: nn.Module | None = None) -> None:
         super().__init__()
         if scale is not None:
-            log_scale = renamed(scale, "Affine(scale=...)", "Affine(log_scale=...)")
+            log_scale = renamed(scale, "Affine(scale=...)", "Affine(log_scale=...)", stacklevel=4)
         self.scale = SoftClipLogScale() if log_scale is None else log_scale  # the name is part of the state's keys
 
     def forward_and_log_det(self, x: Tensor, params: Tensor, dim: int) -> tuple[Tensor, Tensor]:
