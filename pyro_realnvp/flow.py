@@ -127,7 +127,7 @@ class Flow(nn.Module):
     @torch.no_grad()
     def sample(
         self,
-        sample_shape: Sequence[int] = (),
+        sample_shape: int | Sequence[int] = (),
         context: Tensor | None = None,
         *,
         temperature: float = 1.0,
@@ -150,7 +150,7 @@ class Flow(nn.Module):
             raise ValueError(f"truncation must be positive, but got {truncation}.")
         # The batch of a context comes in through the distribution; without one, making it would take longer than z.
         base = self.base(None) if context is None else self.distribution(context).base_dist
-        z = base.sample(Size(sample_shape))
+        z = base.sample(Size((sample_shape,) if isinstance(sample_shape, int) else sample_shape))
         if truncation is not None:
             each = base.base_dist  # of independent elements
             low, high = (each.cdf(each.mean + sign * truncation * each.stddev) for sign in (-1, 1))

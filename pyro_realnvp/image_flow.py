@@ -5,7 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Size, Tensor, nn
 
+from ._runtime.checks import at_least
 from ._runtime.construction import recorded
+from .bijections.support import unbounded
 from .dequantization import Dequantized
 from .flow import Flow
 
@@ -29,8 +31,15 @@ class ImageFlow(nn.Module):
 
     def __init__(self, flow: Flow, levels: int = 256, dequantizer: Flow | None = None) -> None:
         super().__init__()
-        if levels < 2:
-            raise ValueError(f"ImageFlow needs 2 levels or more, but got {levels}.")
+        at_least("levels of ImageFlow", levels, 2)
+        for name, part in (("a density", flow), ("a dequantizer", dequantizer)):
+            if part is not None and not isinstance(part, Flow):
+                raise ValueError(f"ImageFlow needs a Flow as {name}, but got {type(part).__name__}.")
+            if part is not None and unbounded(part.transforms.codomain):
+                raise ValueError(
+                    f"ImageFlow needs {name} on the unit cube, but got one on the whole real line: end its transforms "
+                    f"with Logit(0.05).inv or a SigmoidTransform()."
+                )
         self.flow, self.levels, self.dequantizer = flow, levels, dequantizer
 
     @property
@@ -51,9 +60,9 @@ class ImageFlow(nn.Module):
         """Computes the bound on the log-probability, as calling the Module does."""
         return self(images, context)
 
-    def sample(self, sample_shape: Sequence[int] = (), context: Tensor | None = None) -> Tensor:
+    def sample(self, sample_shape: int | Sequence[int] = (), context: Tensor | None = None) -> Tensor:
         """Draws integer images (\\*sample_shape, \\*context batch, C, H, W) as int64."""
-        return self.distribution(context).sample(sample_shape)
+        return self.distribution(context).sample((sample_shape,) if isinstance(sample_shape, int) else sample_shape)
 
     @torch.no_grad()
     def initialize(self, images: Tensor, context: Tensor | None = None) -> None:

@@ -33,6 +33,11 @@ def check_bijection(
     Raises:
         AssertionError: if a law does not hold; the message says which and by how much.
     """
+    if not isinstance(bijection, Bijection):
+        raise ValueError(
+            f"check_bijection needs a Bijection, but got {type(bijection).__name__}; put a transformer or a network "
+            f"into a coupling."
+        )
     with torch.random.fork_rng(), torch.enable_grad():
         torch.manual_seed(seed)
         checked = copy.deepcopy(bijection).to(device, torch.float64).eval()

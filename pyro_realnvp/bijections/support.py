@@ -12,5 +12,14 @@ class _Finite(type(constraints.real)):  # type: ignore[misc]
 
 
 finite = _Finite()
+
+
+def unbounded(constraint: constraints.Constraint) -> bool:
+    """Returns whether a constraint is the whole real line, for every element of an event."""
+    while isinstance(constraint, constraints.independent):
+        constraint = constraint.base_constraint
+    return constraint is finite or constraint is constraints.real
+
+
 biject_to.register(_Finite, lambda constraint: identity_transform)
 transform_to.register(_Finite, lambda constraint: identity_transform)

@@ -15,7 +15,11 @@ from .._runtime.deprecation import renamed
 
 
 class Transformer(nn.Module):
-    """A monotone map of every element x, given P parameters for it."""
+    """A monotone map of every element x, given P parameters for it.
+
+    Both results are finite for parameters of any size, and parameters of 0, as new networks return them, give a map
+    near the identity. ``dim`` is -1 for vectors and -3 for images.
+    """
 
     num_parameters: int
     closed_form = False  #: whether the inverse is as exact as the forward map: no search, no saturation

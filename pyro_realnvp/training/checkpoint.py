@@ -44,6 +44,13 @@ def save(module: nn.Module, path: str | Path, *, build: Mapping[str, Any] | None
         ValueError: if a part of the flow cannot be written down, and ``build`` is not given; the message names it.
     """
     safetensors = _safetensors()
+    if not isinstance(module, nn.Module):
+        raise ValueError(f"save needs a Module, such as a Flow, but got {type(module).__name__}.")
+    if build is not None and not isinstance(build, Mapping):
+        raise ValueError(f"save(..., build=arguments) needs a mapping of arguments, but got {type(build).__name__}.")
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; save needs the path of a file in it.")
     dtypes = {t.dtype for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()}
     dtypes = dtypes or {torch.get_default_dtype()}
     if len(dtypes) > 1:
@@ -63,7 +70,6 @@ def save(module: nn.Module, path: str | Path, *, build: Mapping[str, Any] | None
         metadata = {_KEY: json.dumps(config)}
     except TypeError as error:
         raise ValueError(f"save(..., build=arguments) needs plain JSON values: {error}.") from error
-    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     whole = {key: value.detach().cpu().contiguous().clone() for key, value in (state | tensors).items()}
@@ -98,8 +104,8 @@ def load(path: str | Path, *, build: Callable[..., nn.Module] | None = None, dev
     arguments = {key: state.pop(key) for key in [*state] if key.startswith(_ARGUMENT)}
     if config is None:
         raise ValueError(
-            f"{path} has weights but no configuration, as the files of version 0.1: make the flow that they belong to "
-            f"and call flow.load_state_dict(safetensors.torch.load_file(path))."
+            f"{path} has weights but no configuration, as the files of version 0.1 and of other programs: make the "
+            f"flow that they belong to and call flow.load_state_dict(safetensors.torch.load_file(path))."
         )
     if config.get("format") != _FORMAT or config.get("dtype") not in _DTYPES:
         raise ValueError(
@@ -120,8 +126,8 @@ def load(path: str | Path, *, build: Callable[..., nn.Module] | None = None, dev
     for key in sorted(expected.keys() | found.keys()):
         if expected.get(key) != found.get(key):
             raise ValueError(
-                f"{path} has weights of another architecture than its configuration: {key} should have shape "
-                f"{expected.get(key, 'none')}, but has {found.get(key, 'none')}."
+                f"{path} has weights of another architecture than {'its configuration' if build is None else 'build'} "
+                f"makes: {key} should have shape {expected.get(key, 'none')}, but has {found.get(key, 'none')}."
             )
     module.load_state_dict(state)
     return module.to(device).eval()
@@ -133,13 +139,15 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
     from safetensors import SafetensorError, safe_open
 
     if not Path(path).is_file():
-        raise FileNotFoundError(f"There is no file {path}.")
+        raise FileNotFoundError(f"{path} is a folder." if Path(path).is_dir() else f"There is no file {path}.")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = (file.metadata() or {}).get(_KEY)
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # no mapping
     except SafetensorError as error:
-        raise ValueError(f"{path} is truncated or no safetensors file: {error}.") from error
+        raise ValueError(
+            f"{path} is truncated or no safetensors file: {error}. A file by torch.save is read by torch.load."
+        ) from error
     try:
         config = None if metadata is None else json.loads(metadata)
     except (json.JSONDecodeError, RecursionError) as error:

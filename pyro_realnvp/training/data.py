@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.distributions import constraints
-from torch.utils.data import DataLoader, RandomSampler, SequentialSampler, random_split
+from torch import Size, Tensor, nn
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, random_split
 
 from .._runtime.checks import at_least
-from ..bijections.support import finite
+from ..bijections.support import unbounded
 from ..flow import Flow
 from .loop import Batches
 
 Batch = tuple[Tensor, ...]  #: (x,) or (x, context)
+
+_PLAIN_SAMPLERS = (RandomSampler, SequentialSampler)
+_LOADER_OPTIONS = ("batch_size", "num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn", "generator")
 
 
 class Rows:
@@ -131,26 +133,30 @@ class LoadedRows(Rows):
         empty = True
         for batch in self.loader:
             empty = False
-            parts = (batch,) if isinstance(batch, Tensor) else tuple(batch)
+            parts = (batch,) if isinstance(batch, Tensor) else batch
+            if not isinstance(parts, tuple | list) or not 1 <= len(parts) <= 2:
+                raise ValueError(
+                    f"fit needs batches x or (x, context) of a DataLoader, but got {type(batch).__name__}"
+                    f"{f' of {len(parts)} parts' if isinstance(parts, tuple | list) else ''}."
+                )
             yield tuple(_tensor(part, self.like) for part in parts)
         if empty:
             raise ValueError("fit needs data, but the DataLoader returned no batch.")
 
     def split(self, fraction: float) -> tuple[Rows, Rows]:
-        loader = self.loader
-        if self.count is None or not isinstance(loader.sampler, RandomSampler | SequentialSampler):
-            raise ValueError(
-                f"fit cannot hold out a fraction of a DataLoader with a {type(loader.sampler).__name__}; give "
-                f"validation=None, or held-out data."
-            )
-        held = max(1, round(fraction * self.count))
-        if held >= self.count:
-            raise ValueError(f"fit cannot hold out {fraction} of {self.count} rows; give validation=None or more rows.")
+        loader, count = self.loader, self.count
+        for sampler, plain in ((loader.sampler, _PLAIN_SAMPLERS), (loader.batch_sampler, (BatchSampler,))):
+            if count is None or type(sampler) not in plain:
+                raise ValueError(
+                    f"fit cannot hold out a fraction of a DataLoader with a {type(sampler).__name__}; give "
+                    f"validation=None, or held-out data."
+                )
+        held = max(1, round(fraction * (count or 0)))
+        if count is None or held >= count:
+            raise ValueError(f"fit cannot hold out {fraction} of {count} rows; give validation=None or more rows.")
         shuffled = isinstance(loader.sampler, RandomSampler)
-        options: dict[str, Any] = {
-            name: getattr(loader, name) for name in ("batch_size", "num_workers", "collate_fn", "pin_memory")
-        }
-        training, rest = random_split(loader.dataset, [self.count - held, held])
+        options: dict[str, Any] = {name: getattr(loader, name) for name in _LOADER_OPTIONS}
+        training, rest = random_split(loader.dataset, [count - held, held])
         parts = (
             DataLoader(training, shuffle=shuffled, drop_last=loader.drop_last, **options),
             DataLoader(rest, **options),
@@ -158,36 +164,66 @@ class LoadedRows(Rows):
         return LoadedRows(parts[0], self.like), LoadedRows(parts[1], self.like)
 
 
-def rows_of(x: Any, context: Any, *, like: Tensor, batch_size: int) -> Rows:
-    """Turns the data arguments of :func:`~pyro_realnvp.fit` into rows on the device and in the dtype of ``like``."""
+def rows_of(
+    x: Any,
+    context: Any = None,
+    *,
+    like: Tensor,
+    batch_size: int,
+    event_shape: Sequence[int] | None = None,
+    of: str = "x",
+) -> Rows:
+    """Turns the data arguments of :func:`~pyro_realnvp.fit` into rows on the device and in the dtype of ``like``.
+
+    Args:
+        x: events, a pair or a DataLoader.
+        context: of the events, if x is not a pair.
+        like: a parameter of the flow.
+        batch_size: rows of a batch.
+        event_shape: of an event, if it is known.
+        of: the name of x in errors.
+    """
     if isinstance(x, DataLoader):
         if context is not None:
             raise ValueError("fit takes the context from the batches of a DataLoader, but got a context besides.")
         return LoadedRows(x, like)
-    if isinstance(x, tuple | list):
+    if isinstance(x, tuple):
         if context is not None or len(x) != 2:
-            raise ValueError(f"fit takes x or a pair (x, context), but got {len(x)} parts and context={context!r:.20}.")
+            besides = "" if context is None else " and a context besides"
+            raise ValueError(f"fit takes {of} as a tensor or a pair (x, context), but got {len(x)} parts{besides}.")
         x, context = x
     tensors = tuple(_tensor(part, like) for part in (x, context) if part is not None)
     if any(part.dim() == 0 or len(part) != len(tensors[0]) for part in tensors) or not len(tensors[0]):
         shapes = " and ".join(str(tuple(part.shape)) for part in tensors)
         raise ValueError(f"fit needs a row of every tensor for every event, and one at least, but got shapes {shapes}.")
-    for name, part in zip(("x", "context"), tensors, strict=False):
+    if event_shape is not None and tensors[0].shape[1:] != Size(event_shape):
+        hint = f"; {of}[:, None] has that shape" if tensors[0].dim() == 1 and tuple(event_shape) == (1,) else ""
+        expected = ", ".join(map(str, event_shape))
+        raise ValueError(f"fit expects {of} of shape (N, {expected}), but got {tuple(tensors[0].shape)}{hint}.")
+    for name, part in zip((of, f"the context of {of}"), tensors, strict=False):
         bad = ~part.flatten(1).isfinite().all(1) if part.dim() > 1 else ~part.isfinite()
         if bad.any():
             raise ValueError(f"fit needs finite data, but row {int(bad.nonzero()[0])} of {name} is not.")
     return TensorRows(tensors, at_least("batch_size", batch_size))
 
 
-def hold_out(rows: Rows, validation: Any, *, like: Tensor) -> tuple[Rows, Rows | None]:
+def hold_out(
+    rows: Rows, validation: Any, *, like: Tensor, event_shape: Sequence[int] | None = None
+) -> tuple[Rows, Rows | None]:
     """Returns the rows to train on and those to validate on, given the argument of :func:`~pyro_realnvp.fit`."""
     if validation is None:
         return rows, None
     if isinstance(validation, int | float):
         if not 0 < validation < 1:
-            raise ValueError(f"validation as a fraction lies between 0 and 1, but got {validation}.")
+            raise ValueError(
+                f"validation as a fraction lies between 0 and 1, but got {validation}; held-out rows are given as x."
+            )
         return rows.split(validation)
-    return rows, rows_of(validation, None, like=like, batch_size=1000)
+    held_out = rows_of(validation, like=like, batch_size=1000, event_shape=event_shape, of="validation")
+    parts = [len(each.tensors) for each in (rows, held_out) if isinstance(each, TensorRows)]
+    if len(parts) == 2 and parts[0] != parts[1]:
+        raise ValueError("fit needs a context for both the training rows and the validation, or for neither.")
+    return rows, held_out
 
 
 def default_weight_decay(rows: Rows) -> float:
@@ -199,13 +235,16 @@ def default_noise(flow: nn.Module, rows: Rows) -> Tensor | None:
     """Standard deviation of every element of x times 1 / sqrt(N), at most 0.05, for a Flow on the whole real line."""
     if not isinstance(flow, Flow) or not rows.count or not rows.first[0].is_floating_point():
         return None
-    support: constraints.Constraint = flow.transforms.codomain
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
-    on_real_line = support is finite or support is constraints.real
+    on_real_line = unbounded(flow.transforms.codomain)
     return rows.standard_deviation * min(0.05, rows.count**-0.5) if on_real_line else None
 
 
 def _tensor(value: Any, like: Tensor) -> Tensor:
-    tensor = torch.as_tensor(value)
+    try:
+        tensor = torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"fit takes tensors, arrays, a pair of them as a tuple, or a DataLoader, but got {type(value).__name__}: "
+            f"{error}"
+        ) from error
     return tensor.to(like.device, like.dtype if tensor.is_floating_point() else tensor.dtype)

@@ -47,11 +47,11 @@ def fit(
         history = fit(flow, (x, context), steps=5000)             # a conditional flow, for 5000 steps
         history = fit(ImageFlow(flow, levels=256), images, epochs=50)
 
-    AdamW minimises -log p(x | context), in nats an event, or bits/dim for an :class:`~pyro_realnvp.ImageFlow`. The
-    learning rate rises over a tenth of the steps, 300 at most, and then falls to 0 along half a cosine, if the number
-    of steps is given; else it stays. An exponential moving average of weights and running statistics is scored on the
-    held-out rows at every interval, and the one with the lowest loss is kept. If ``fit`` is interrupted, or the loss
-    becomes NaN, the flow is left with the best state until then.
+    AdamW minimises -log p(x | context), in nats an event, or bits/dim for an :class:`~pyro_realnvp.ImageFlow`. If the
+    number of steps is given, the learning rate rises over a tenth of them, 300 at most, and then falls to 0 along half
+    a cosine; else it rises over 100 steps and stays. An exponential moving average of weights and running statistics is
+    scored on the held-out rows at every interval, and the one with the lowest loss is kept. If ``fit`` is interrupted,
+    or the loss becomes NaN, the flow is left with the best state until then.
 
     Tensors and numpy arrays are moved to the flow's device; floating point data are converted to its dtype, integers
     are left as they are.
@@ -59,9 +59,11 @@ def fit(
     Args:
         flow: a :class:`~pyro_realnvp.Flow`, an :class:`~pyro_realnvp.ImageFlow`, or any Module that returns the
             log-densities (batch,) when it is called with x, or with x and a context.
-        x: events (N, \\*event_shape); a pair (x, context); or a DataLoader of either, whose batches are then used.
+        x: events (N, \\*event_shape); a tuple (x, context); or a DataLoader of either, whose batches are then used. The
+            second part of its batches is always the context: labels of an unconditional flow must be left out.
         context: (N, \\*context_shape), if x is not a pair.
-        validation: fraction of the rows to hold out, drawn at random; or held-out x, a pair, or a DataLoader; or None.
+        validation: fraction of the rows to hold out, drawn at random (a DataLoader is then made again for the rest, if
+            its sampler is torch's random or sequential one); or held-out x, a tuple, or a DataLoader; or None.
         steps: gradient steps to take.
         epochs: passes over the data to take, instead. Without either, ``patience`` ends the training.
         batch_size: rows of a batch; those of a DataLoader are its own.
@@ -69,7 +71,7 @@ def fit(
         weight_decay: of AdamW, for the matrices and kernels; biases and scales are not decayed. None: 30 / N, at most
             0.1 and at least 0.
         noise: standard deviation of Gaussian noise that is added to x at every step, in the units of x. None, for a
-            Flow on the whole real line: the standard deviation of each element times 1 / sqrt(N), at most 0.05; else 0.
+            Flow on the whole real line: the standard deviation of each element times min(0.05, 1 / sqrt(N)); else 0.
         patience: number of intervals without a lower validation loss that ends the training. None: 10 if neither steps
             nor epochs are given; else there is no early end, and the best state is kept all the same.
         interval: steps between validations; an epoch by default, and at least 50.
@@ -87,14 +89,22 @@ def fit(
         ValueError: if the arguments do not fit each other, or the data are empty or not finite.
         DivergedError: a RuntimeError, if the loss becomes NaN or infinite.
     """
+    if not isinstance(flow, nn.Module):
+        raise ValueError(f"fit needs a Module, such as Flow(base, transforms), but got {type(flow).__name__}.")
     parameters = [p for p in flow.parameters() if p.requires_grad]
     if not parameters:
         raise ValueError(f"fit needs a Module with parameters to train, but {type(flow).__name__} has none.")
     if steps is not None and epochs is not None:
         raise ValueError(f"fit takes steps or epochs, but got steps={steps} and epochs={epochs}.")
     with _seeded(seed, parameters[0].device):
-        like = parameters[0]
-        rows, held_out = hold_out(rows_of(x, context, like=like, batch_size=batch_size), validation, like=like)
+        like, event_shape = parameters[0], getattr(flow, "event_shape", None)
+        rows = rows_of(x, context, like=like, batch_size=batch_size, event_shape=event_shape)
+        if isinstance(flow, Flow) and not (dtype := rows.first[0].dtype).is_floating_point:
+            raise ValueError(
+                f"fit needs floating point x for a Flow, but got {dtype}; convert it by x.float(), or use an ImageFlow "
+                f"for integer images."
+            )
+        rows, held_out = hold_out(rows, validation, like=like, event_shape=event_shape)
         epoch = rows.batches_per_epoch
         if epochs is not None:
             if epoch is None:
@@ -108,6 +118,8 @@ def fit(
             at_least("steps", steps)
         every = at_least("interval", interval if interval is not None else max(50, epoch or 0))
         decay = default_weight_decay(rows) if weight_decay is None else weight_decay
+        if noise is not None and not 0 <= noise < math.inf:
+            raise ValueError(f"noise must be finite and not negative, but got {noise}.")
         spread = default_noise(flow, rows) if noise is None else noise or None
         training = _Training(flow, rows, held_out, learning_rate, decay, spread, steps, ema, clip)
         return training.run(steps, every, at_least("patience", patience), progress, callback)
@@ -139,7 +151,7 @@ class _Training:
 
         def loss() -> Tensor:
             x, *context = next(batches)
-            return -flow(x if spread is None else x + spread * torch.randn_like(x), *context).mean()
+            return -_log_density(flow, x if spread is None else x + spread * torch.randn_like(x), *context).mean()
 
         batches = iter(rows)
         matrices = [p for p in flow.parameters() if p.requires_grad and p.dim() > 1]
@@ -198,10 +210,20 @@ class _Training:
         self.averaged.eval()
         with _seeded(0, self.held_out.device):
             for x, *context in self.held_out.once():
-                total -= float(self.averaged(x, *context).double().sum())
+                total -= float(_log_density(self.averaged, x, *context).double().sum())
                 count += len(x)
         self.averaged.train(mode)
         return total / count * self.scale
+
+
+def _log_density(flow: nn.Module, x: Tensor, *context: Tensor) -> Tensor:
+    log_density: Tensor = flow(x, *context)
+    if log_density.shape != x.shape[:1]:
+        raise ValueError(
+            f"fit needs log-densities of shape ({len(x)},), but {type(flow).__name__} returned "
+            f"{tuple(log_density.shape)}; transforms alone are no density, Flow(base, transforms) is one."
+        )
+    return log_density
 
 
 def _initialize(flow: nn.Module, batch: Batch) -> None:

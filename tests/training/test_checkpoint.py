@@ -262,6 +262,8 @@ def test_a_function_of_the_users_makes_the_flow_again(tmp_path):
     with pytest.raises(ValueError, match=r"was saved with build=arguments; pass load\(..., build=function\)"):
         load(tmp_path / "flow.safetensors")
     assert torch.equal(load(tmp_path / "flow.safetensors", build=build)(torch.ones(3)), flow(torch.ones(3)))
+    with pytest.raises(ValueError, match="another architecture than build makes"):
+        load(tmp_path / "flow.safetensors", build=lambda size: vectors(realnvp_transforms(size)))
     with pytest.raises(ValueError, match="plain JSON"):
         save(flow, tmp_path / "flow.safetensors", build={"size": torch.ones(())})
     save(vectors(realnvp_transforms(3)), tmp_path / "own.safetensors")
@@ -322,12 +324,21 @@ def test_a_hostile_configuration_makes_nothing(config, message, tmp_path, monkey
 def test_files_that_are_no_flow(tmp_path):
     with pytest.raises(FileNotFoundError, match="There is no file"):
         load(tmp_path / "none.safetensors")
+    with pytest.raises(FileNotFoundError, match="is a folder"):
+        load(tmp_path)
+    with pytest.raises(IsADirectoryError, match="is a folder; save needs the path of a file"):
+        save(vectors(realnvp_transforms(3)), tmp_path)
+    for wrong in ([], {"a": torch.ones(())}, "flow"):
+        with pytest.raises(ValueError, match="save needs a Module, such as a Flow"):
+            save(wrong, tmp_path / "flow.safetensors")
+    with pytest.raises(ValueError, match="mapping of arguments, but got function"):
+        save(vectors(realnvp_transforms(3)), tmp_path / "flow.safetensors", build=vectors)
     path = tmp_path / "flow.safetensors"
     save(vectors(realnvp_transforms(3)), path)
     whole = path.read_bytes()
     for torn in (b"", whole[:100], whole[:-1]):
         path.write_bytes(torn)
-        with pytest.raises(ValueError, match="truncated or no safetensors file"):
+        with pytest.raises(ValueError, match=r"truncated or no safetensors file.*torch\.save is read by torch\.load"):
             load(path)
     save_file(vectors(realnvp_transforms(3)).state_dict(), path)
     with pytest.raises(ValueError, match=r"weights but no configuration.*version 0.1.*load_state_dict"):

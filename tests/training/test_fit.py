@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from pyro_realnvp import (
     ActNorm,
+    Chain,
     DiagonalNormal,
     Flow,
     History,
@@ -95,6 +96,10 @@ def pairs_of(x):
     return x, torch.ones(len(x), 1)
 
 
+def loader_with_own_batches():
+    return DataLoader(gaussian(8), batch_sampler=[[0, 1], [2, 3]])
+
+
 class Endless(IterableDataset):
     def __iter__(self):
         while True:
@@ -132,7 +137,7 @@ def test_a_loader_without_end():
     assert history.validation.isnan().all()
     assert history.best_step == 20
     for options, message in (
-        ({"steps": 5}, "cannot hold out a fraction of a DataLoader"),
+        ({"steps": 5}, "cannot hold out a fraction of a DataLoader with a _InfiniteConstantSampler"),
         ({"epochs": 2, "validation": None}, "steps instead of epochs"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -289,16 +294,78 @@ def test_a_loss_that_is_not_finite_is_an_error():
         (torch.zeros(0, 2), {"steps": 5}, r"shapes \(0, 2\)"),
         ((gaussian(), torch.ones(3, 1)), {"steps": 5}, r"shapes \(2000, 2\) and \(3, 1\)"),
         ((gaussian(), gaussian(), gaussian()), {"steps": 5}, "pair .*, but got 3 parts"),
+        ((gaussian(), gaussian()), {"context": gaussian(), "steps": 5}, "2 parts and a context besides"),
+        ([gaussian(), gaussian()], {"steps": 5}, "a pair of them as a tuple.*list"),
+        ("data.csv", {"steps": 5}, "but got str"),
+        (gaussian()[:, 0], {"steps": 5}, r"expects x of shape \(N, 2\), but got \(2000,\)"),
+        (torch.randn(10, 10, 2), {"steps": 5}, r"expects x of shape \(N, 2\), but got \(10, 10, 2\)"),
+        (gaussian(), {"steps": 5, "validation": torch.ones(3, 1)}, r"validation of shape \(N, 2\), but got \(3, 1\)"),
+        (gaussian(), {"steps": 5, "validation": gaussian(4) * math.nan}, "row 0 of validation is not"),
+        (gaussian(), {"steps": 5, "validation": pairs_of(gaussian(4))}, "context for both .* or for neither"),
+        (gaussian(), {"steps": 5, "validation": 20}, "held-out rows are given as x"),
+        (gaussian(), {"steps": 5, "noise": -1.0}, "noise must be finite and not negative, but got -1.0"),
+        (gaussian(), {"steps": 10.0}, "steps must be an integer, but got 10.0"),
+        (DataLoader(TensorDataset(*[gaussian(8)] * 3)), {"steps": 5}, "but got list of 3 parts"),
+        (DataLoader([{"x": 1.0}] * 8), {"steps": 5}, "but got dict"),
+        (loader_with_own_batches(), {"steps": 5}, "DataLoader with a list"),
         (torch.tensor([[1.0, 2.0], [math.nan, 0.0], [0.0, 0.0]]), {"steps": 5}, "row 1 of x is not"),
         (pairs_of(torch.ones(3, 2) / 0), {"steps": 5}, "row 0 of x is not"),
-        (torch.ones(20, 3), {"steps": 5}, r"expects events of shape \(2,\).*\(18, 3\)"),
-        (torch.ones(20, 2, dtype=torch.long), {"steps": 5}, "needs floating point values.*int64"),
+        (torch.ones(20, 3), {"steps": 5}, r"expects x of shape \(N, 2\), but got \(20, 3\)"),
+        (torch.ones(20, 2, dtype=torch.long), {"steps": 5}, r"needs floating point x.*int64.*x\.float\(\)"),
         (DataLoader([], batch_size=2), {"steps": 5, "validation": None}, "returned no batch"),
     ],
 )
 def test_arguments_that_do_not_fit(data, options, message):
     with pytest.raises(ValueError, match=message):
         fit(flow_of(), data, **options, **QUIET)
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (realnvp_transforms(2), "needs a Module, such as Flow.*list"),
+        (gaussian(), "needs a Module, such as Flow.*Tensor"),
+        (Chain(realnvp_transforms(2)), r"shape \(256,\), but Chain returned \(256, 2\)"),
+        (nn.Linear(2, 1), r"shape \(256,\), but Linear returned \(256, 1\)"),
+    ],
+)
+def test_what_is_no_density(module, message):
+    with pytest.raises(ValueError, match=message):
+        fit(module, gaussian(), steps=3, **QUIET)
+
+
+def test_one_dimension_needs_a_column():
+    flow = Flow(StandardNormal(1), realnvp_transforms(1))
+    with pytest.raises(ValueError, match=r"shape \(N, 1\), but got \(100,\); x\[:, None\] has that shape"):
+        fit(flow, torch.randn(100), steps=5, **QUIET)
+    fit(flow, torch.randn(100)[:, None], steps=5, **QUIET)
+
+
+def test_lists_of_numbers_are_data():
+    history = fit(flow_of(), gaussian(50).tolist(), steps=5, **QUIET)
+    assert history.validation.isfinite().all()
+
+
+def test_samples_by_their_number():
+    flow = flow_of()
+    assert flow.sample(5).shape == flow.sample((5,)).shape == (5, 2)
+    model = ImageFlow(Flow(StandardNormal((1, 2, 2)), [Logit(0.05).inv]), 4)
+    assert model.sample(3).shape == (3, 1, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ImageFlow(flow_of(), 4), "a density on the unit cube, but got one on the whole real line"),
+        (lambda: ImageFlow(Chain(realnvp_transforms(2)), 4), "a Flow as a density, but got Chain"),
+        (lambda: ImageFlow(Flow(StandardNormal(2), [Logit(0.05).inv]), 4.5), "must be an integer, but got 4.5"),
+        (lambda: ImageFlow(Flow(StandardNormal(2), [Logit(0.05).inv]), 1), "must be at least 2, but got 1"),
+        (lambda: ImageFlow(Flow(StandardNormal(2), [Logit(0.05).inv]), 4, flow_of()), "a dequantizer on the unit cube"),
+    ],
+)
+def test_what_is_no_image_flow(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
 
 
 def test_a_flow_without_parameters_has_nothing_to_learn():
