@@ -105,16 +105,11 @@ class Flow(nn.Module):
             )
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Loads a state as any Module does; a state of another architecture changes nothing before the error."""
-        own = self.state_dict()
-        fits = own.keys() == state_dict.keys() and all(own[key].shape == state_dict[key].shape for key in own)
-        before = None if fits else {key: value.clone() for key, value in own.items()}
-        try:
-            return super().load_state_dict(state_dict, strict=strict, assign=assign)
-        except RuntimeError:
-            if before is not None:
-                super().load_state_dict(before)
-            raise
+        """Loads a state as any Module does, but all or nothing: before an error nothing has changed.
+
+        Neither the values nor, with ``assign``, the Parameters themselves, which an optimizer may hold.
+        """
+        return load_all_or_nothing(self, super().load_state_dict, state_dict, strict=strict, assign=assign)
 
     def distribution(self, context: Tensor | None = None) -> dist.TransformedDistribution:
         """Returns the Pyro distribution of x, of event shape ``event_shape``, with the batch shape of the context."""

@@ -1,10 +1,18 @@
 """Holds running statistics and data-dependent initialisation where they must not change.
 
 They belong to the data direction of training, once a step. Sampling in training mode, and recomputing in backward,
-happen inside :func:`hold_statistics`.
+happen inside :func:`hold_statistics`. Each thread has its own state: one that samples does not hold the statistics of
+another that trains.
 """
 
-_held = False
+import threading
+
+
+class _State(threading.local):
+    held = False
+
+
+_state = _State()
 
 
 class hold_statistics:  # noqa: N801  # a context manager; a class, since a generator of contextlib is slower
@@ -13,14 +21,12 @@ class hold_statistics:  # noqa: N801  # a context manager; a class, since a gene
     __slots__ = ("_before",)
 
     def __enter__(self) -> None:
-        global _held
-        self._before, _held = _held, True
+        self._before, _state.held = _state.held, True
 
     def __exit__(self, *exception: object) -> None:
-        global _held
-        _held = self._before
+        _state.held = self._before
 
 
 def statistics_are_held() -> bool:
-    """Returns whether running statistics are held now."""
-    return _held
+    """Returns whether running statistics are held now, in this thread."""
+    return _state.held

@@ -1,27 +1,40 @@
-"""Treats the parameters of a module as constants for a while."""
+"""Treats the parameters of a transform as constants, without touching it: other threads may use it meanwhile."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import copy
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Transform
+
+T = TypeVar("T")
 
 
-@contextmanager
-def constant_parameters(module: nn.Module) -> Iterator[None]:
-    """Replaces the parameters of a module by tensors without gradients, inside a ``with`` block.
+def constant_copy(transform: T) -> T:
+    """Copies the structure of a Module or a torch transform around detached parameters.
 
-    ``requires_grad`` is left alone: a graph that torch.jit has traced keeps these tensors, and must not see it change.
+    The parameters share memory with those of the original, the buffers are the same tensors, and nothing else is copied
+    but the modules themselves: the copy computes the values of the original at this moment, without gradients for it.
     """
-    kept = [(part, dict(part._parameters)) for part in module.modules()]
-    try:
-        for part, parameters in kept:
-            constants = {name: _constant(value) for name, value in parameters.items() if value is not None}
-            part._parameters.update(constants)  # type: ignore[arg-type]
-        yield
-    finally:
-        for part, parameters in kept:
-            part._parameters.update(parameters)
+    copied: T = _copy(transform, {})
+    return copied
+
+
+def _copy(part: Any, known: dict[int, Any]) -> Any:
+    if isinstance(part, Tensor):
+        return _constant(part) if part.requires_grad else part
+    if isinstance(part, list | tuple):
+        return type(part)(_copy(each, known) for each in part) if type(part) in (list, tuple) else part
+    if not isinstance(part, nn.Module | Transform):
+        return part
+    if id(part) not in known:
+        new = known[id(part)] = copy.copy(part)
+        for name, value in vars(part).items():
+            if name in ("_parameters", "_modules"):
+                new.__dict__[name] = {key: _copy(each, known) for key, each in value.items()}
+            elif isinstance(value, Tensor | Transform | list):
+                new.__dict__[name] = _copy(value, known)
+    return known[id(part)]
 
 
 def _constant(parameter: Tensor) -> Tensor:

@@ -137,8 +137,8 @@ class Bijection(TransformModule, ConditionalTransform):
         """Returns a bijection with these parameters that remembers its last result (1) or does not (0)."""
         if cache_size == self._cache_size:
             return self
-        other = copy.copy(self)
-        other._cache_size, other._cache = _zero_or_one(cache_size), Cache()
+        other = copy.copy(self)  # with a cache of its own
+        other._cache_size = _zero_or_one(cache_size)
         return other
 
     def clear_cache(self) -> None:
@@ -186,12 +186,14 @@ class Bijection(TransformModule, ConditionalTransform):
 
     def _state_key(self, argument: Tensor, result: Tensor) -> list[Any] | None:
         """Lists everything that a remembered result depends on; None where that cannot be told."""
-        device = argument.device
+        device, state = argument.device, fingerprint(self)
+        if state is None:
+            return None
         try:
             return [
                 *(argument._version, result._version, argument.dtype, device, self.training, torch.is_grad_enabled()),
                 torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type),
-                *fingerprint(self),
+                *state,
             ]
         except RuntimeError:  # inference tensors have no version, tensors under a function transform no address
             return None
@@ -209,7 +211,7 @@ class Bijection(TransformModule, ConditionalTransform):
         return super()._apply(fn, recurse)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_inv": None}
+        return {**self.__dict__, "_inv": None, "_cache": Cache()}
 
     def __repr__(self) -> str:
         return nn.Module.__repr__(self)
@@ -240,7 +242,8 @@ class Inverse(Bijection):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self.bijection._inv = weakref.ref(self)  # type: ignore[assignment]  # a copy: g.inv.inv is g there too
+        if self.bijection._inv is None:  # that of a deep copy: g.inv.inv is g there too
+            self.bijection._inv = weakref.ref(self)  # type: ignore[assignment]
 
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return self.bijection.inverse_and_log_det(x, context)

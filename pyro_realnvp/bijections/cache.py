@@ -8,19 +8,34 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from threading import get_ident
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import _WeightNorm
+from torch.nn.utils.parametrize import ParametrizationList
 
 Key = Callable[[Tensor, Tensor], list[Any] | None]
 
 
-def fingerprint(module: nn.Module) -> list[int]:
-    """Identifies the values of all parameters and buffers without reading them."""
+def fingerprint(module: nn.Module) -> list[int] | None:
+    """Identifies the values of all parameters and buffers without reading them.
+
+    Returns None if the results of the module depend on more than these: on hooks, on sites of Pyro (``PyroSample``,
+    ``PyroParam``), or on a parametrization other than torch's weight normalization.
+    """
     found: list[int] = []
     stack = [module]
     while stack:
         current = stack.pop()
+        attributes = current.__dict__
+        if attributes["_forward_hooks"] or attributes["_forward_pre_hooks"]:
+            return None
+        if attributes.get("_pyro_samples") or attributes.get("_pyro_params"):
+            return None
+        if type(current) is ParametrizationList and not all(type(part) is _WeightNorm for part in current):
+            return None
         for tensors in (current._parameters, current._buffers):
             for tensor in tensors.values():
                 if tensor is not None:
@@ -35,6 +50,7 @@ class _Entry(NamedTuple):
     log_det: Tensor
     forward: bool
     key: list[Any]
+    thread: int
 
 
 class Cache:
@@ -42,6 +58,7 @@ class Cache:
 
     The argument of a call is held strongly and its result weakly: when the user drops the result, the entry goes too,
     and with it the graph. A key says everything else that the result depends on, or None where that cannot be told.
+    What one thread has computed is not returned to another.
     """
 
     __slots__ = ("__weakref__", "_entry")
@@ -70,15 +87,17 @@ class Cache:
             if alive is not None and alive._entry is not None and alive._entry.result is dead:
                 alive._entry = None
 
-        self._entry = _Entry(argument, weakref.ref(result, forget), log_det, forward, state)
+        self._entry = _Entry(argument, weakref.ref(result, forget), log_det, forward, state, get_ident())
 
     def recall(
         self, key: Key, *, x: Tensor | None = None, y: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor] | None:
         """Returns the remembered (x, y, log_det) of these very tensors, or None if anything has changed since."""
         entry = self._entry
-        result = None if entry is None else entry.result()
-        if entry is None or result is None:
+        if entry is None or torch.compiler.is_compiling():
+            return None
+        result = entry.result()
+        if result is None or entry.thread != get_ident():
             return None
         pair = (entry.argument, result) if entry.forward else (result, entry.argument)
         if (x is not None and pair[0] is not x) or (y is not None and pair[1] is not y):

@@ -59,8 +59,8 @@ class MixtureLogistic(Transformer):
     the identity; the means are offset by up to +-1 against each other, since equal components would stay equal.
 
     The inverse brackets the solution by the points where the first and the last component alone reach it, and takes
-    Newton steps, or halves the bracket where these leave it. Its gradient is that of the implicit function theorem;
-    there is no second derivative.
+    Newton steps, or halves the bracket where these leave it. Its first and second derivatives are those of the implicit
+    function theorem.
 
     Args:
         components: K.
@@ -93,8 +93,12 @@ class MixtureLogistic(Transformer):
             x = self._solve(u, mixture.detach())
         reached, log_det = mixture.at(x)
         # One more Newton step, whose derivative is that of x(u, parameters) by the implicit function theorem.
-        x = x - (reached - u) * (-log_det.detach()).exp()
+        x = x - (reached - u) * (-log_det).exp()
         if torch.is_grad_enabled():
+            # A Newton step from a point that is right to first order in the parameters is right to third order. Its
+            # value is 0, so that no rounding enters the gradient.
+            reached, log_det = mixture.at(x)
+            x = x - (reached - reached.detach() - (u - u.detach())) * (-log_det).exp()
             log_det = mixture.at(x)[1]
         return x, -(log_det + log_scale)
 

@@ -136,5 +136,9 @@ def _split_couplings(
 
 
 def _affine(conditioner: nn.Module, *, initial: float) -> Transformer:
-    """Starts near the identity by a zero network or by alpha = ``initial``; with both, no gradient would flow."""
-    return Affine(TanhLogScale(1.0 if getattr(conditioner, "starts_at_zero", True) else initial))
+    """Starts near the identity by a zero network or by alpha = ``initial``; with both zero, no gradient would flow.
+
+    Of a network that does not say how it starts, alpha is at least 0.1, so that it can move in either case.
+    """
+    zero = getattr(conditioner, "starts_at_zero", None)
+    return Affine(TanhLogScale(1.0 if zero else initial if zero is False else max(initial, 0.1)))

@@ -10,7 +10,7 @@ from pyro.infer import MCMC
 from pyro.infer.autoguide.guides import AutoContinuous
 from torch import Tensor
 
-from .._runtime.constants import constant_parameters
+from .._runtime.constants import constant_copy
 from .sites import constrained
 
 _LATENT = "_neutra_latent"
@@ -63,14 +63,13 @@ class NeuTra:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the model at T(z), for a latent vector z."""
-        with constant_parameters(self.guide):
-            # Masked: the density of z comes from the model alone, the base gives its shape and where to start.
-            z = pyro.sample(_LATENT, self.guide.get_base_dist().mask(False))
-            transform = self.guide.get_transform()
-            x = transform(z)
-            values, log_det = constrained(self.guide, x)
-            # A sum, as that of an elementwise transform comes element by element.
-            pyro.factor(_LATENT + "_log_det", transform.log_abs_det_jacobian(z, x).sum() + log_det)
+        # Masked: the density of z comes from the model alone, the base gives its shape and where to start.
+        z = pyro.sample(_LATENT, self.guide.get_base_dist().mask(False))
+        transform = constant_copy(self.guide.get_transform())
+        x = transform(z)
+        values, log_det = constrained(self.guide, x)
+        # A sum, as that of an elementwise transform comes element by element.
+        pyro.factor(_LATENT + "_log_det", transform.log_abs_det_jacobian(z, x).sum() + log_det)
         return poutine.condition(self.model, data=values)(*args, **kwargs)
 
     def get_samples(self, mcmc: MCMC, *, group_by_chain: bool = False) -> dict[str, Tensor]:

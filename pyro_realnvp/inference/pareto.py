@@ -18,6 +18,7 @@ def effective_sample_size(log_weights: Tensor) -> float:
         log_weights: (S,), normalised or not.
     """
     log_weights = check_log_weights(log_weights).double()
+    log_weights = log_weights - log_weights.max()
     return float((2 * log_weights.logsumexp(0) - (2 * log_weights).logsumexp(0)).exp())
 
 

@@ -120,6 +120,8 @@ class GatedAttention(Conditioner):
         ValueError: if the heads do not divide the feature maps, or the size is not known.
     """
 
+    starts_at_zero = False
+
     def __init__(
         self,
         in_channels: int,

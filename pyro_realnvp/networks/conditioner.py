@@ -43,7 +43,7 @@ class Conditioner(nn.Module):
         context_dim: length of a context vector, instead.
     """
 
-    starts_at_zero = False  #: whether a new network returns zeros, so that a learned scale must not start at 0
+    starts_at_zero: bool | None = None  #: whether a new network returns zeros; None: not known
 
     def __init__(self, context_shape: int | Sequence[int] | None = None, context_dim: int = 0) -> None:
         super().__init__()

@@ -115,6 +115,7 @@ class ResNet(Conditioner):
     Shapes: (\\*batch, in_channels, H, W) and a context to (\\*batch, out_channels, H, W).
     """
 
+    starts_at_zero = False
     mask: Tensor | None
 
     def __init__(
