@@ -11,6 +11,7 @@ from torch.distributions import Distribution, Transform, constraints
 
 from ._runtime.autocast import upcast
 from ._runtime.construction import recorded
+from ._runtime.state import load_all_or_nothing
 from .bases import Base
 from .bijections.bijection import Bijection
 from .bijections.chain import Chain

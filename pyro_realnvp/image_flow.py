@@ -1,12 +1,14 @@
 """A flow over integer images as one Module."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Size, Tensor, nn
 
 from ._runtime.checks import at_least
 from ._runtime.construction import recorded
+from ._runtime.state import load_all_or_nothing
 from .bijections.support import unbounded
 from .dequantization import Dequantized
 from .flow import Flow
@@ -72,6 +74,10 @@ class ImageFlow(nn.Module):
         self.flow.initialize((images + noise) / self.levels, context)
         if self.dequantizer is not None:
             self.dequantizer.initialize(noise, images / self.levels - 0.5)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Loads a state all or nothing: before an error nothing has changed."""
+        return load_all_or_nothing(self, super().load_state_dict, state_dict, strict=strict, assign=assign)
 
     def summary(self) -> str:
         """Returns a table of the layers of both flows; see :meth:`~pyro_realnvp.Flow.summary`."""

@@ -211,8 +211,8 @@ class InvertibleConv1x1(Reversible):
                 condition = torch.linalg.matrix_norm(weight.double()) * torch.linalg.matrix_norm(inverse)
                 if bool((info != 0) | ~(condition * torch.finfo(weight.dtype).eps < 0.1)):
                     raise ValueError(
-                        f"InvertibleConv1x1 has a singular matrix W of {len(weight)} channels, or one so nearly singular "
-                        f"(condition number {float(condition):.0e}) that {weight.dtype} cannot invert it."
+                        f"InvertibleConv1x1 has a singular matrix W of {len(weight)} channels, for {weight.dtype}: its "
+                        f"condition number is {float(condition):.0e}."
                     )
             inverse = inverse.to(weight.dtype)
             bias = None
