@@ -9,6 +9,7 @@ from pyro import distributions as dist
 from torch import Size, Tensor, nn
 
 from ._runtime.autocast import full_precision, upcast
+from ._runtime.checks import check_floating, sizes
 from ._runtime.construction import recorded
 from .bijections.bijection import sum_rightmost
 from .networks.conditioner import shape_of_context
@@ -29,7 +30,7 @@ class Base(nn.Module):
 
     def __init__(self, event_shape: int | Sequence[int]) -> None:
         super().__init__()
-        self.event_shape = Size((event_shape,) if isinstance(event_shape, int) else event_shape)
+        self.event_shape = sizes(type(self).__name__, event_shape)
         self.register_buffer("zero", torch.zeros(()), persistent=False)
 
     @abstractmethod
@@ -124,6 +125,7 @@ class DiagonalNormal(Base):
                 raise ValueError(
                     f"DiagonalNormal needs a context of shape {tuple(self.context_shape or ())}, got none."
                 )
+            check_floating("DiagonalNormal", "context", context)
             context = upcast(context)
             with full_precision(context):
                 both = self.linear(context).unflatten(-1, (2, *self.event_shape))

@@ -10,12 +10,14 @@ from torch import Size, Tensor, nn
 from torch.distributions import Distribution, Transform, constraints
 
 from ._runtime.autocast import upcast
+from ._runtime.checks import check_floating, positive, values_are_known
 from ._runtime.construction import recorded
 from ._runtime.state import load_all_or_nothing
 from .bases import Base
-from .bijections.bijection import Bijection
+from .bijections.bijection import Bijection, check_context
 from .bijections.chain import Chain
 from .bijections.support import finite
+from .description import fill_meta_buffers
 from .networks.channel_norm import ChannelNorm
 from .summary import summary
 
@@ -71,9 +73,10 @@ class Flow(nn.Module):
             ValueError: if x or the context has the wrong shape or type, and, with validation on, outside of compiled
                 code, if x lies outside the support: NaN, infinite, or not in the unit cube, say.
         """
+        check_floating("Flow", "events", x)
         x, transforms = upcast(x), self._conditioned(context)
         transforms._check(x, self.event_shape)
-        if Distribution._validate_args and not torch.compiler.is_compiling():
+        if Distribution._validate_args and values_are_known(x):
             self._check_support(x)
         # In one pass, so that it compiles as one graph; equal to distribution(context).log_prob(x).
         z, log_det = transforms.inverse_and_log_det(x)
@@ -89,9 +92,13 @@ class Flow(nn.Module):
     def _conditioned(self, context: Tensor | None) -> Bijection:
         if context is None:
             return self.transforms
-        # Where only the base depends on the context, the transforms do not see it.
-        of_base_alone = self.transforms.context_shape is None and getattr(self.base, "context_shape", None) is not None
-        return self.transforms if of_base_alone else self.transforms.condition(context)
+        check_context("Flow", context)
+        if not self.transforms.is_conditional and getattr(self.base, "context_shape", None) is None:
+            raise ValueError(
+                f"Flow was built without a context, but got one of shape {tuple(context.shape)}; pass context_shape "
+                f"when building its transforms."
+            )
+        return self.transforms.condition(context)
 
     def _check_support(self, x: Tensor) -> None:
         constraint = self.transforms.codomain
@@ -110,7 +117,10 @@ class Flow(nn.Module):
 
         Neither the values nor, with ``assign``, the Parameters themselves, which an optimizer may hold.
         """
-        return load_all_or_nothing(self, super().load_state_dict, state_dict, strict=strict, assign=assign)
+        result = load_all_or_nothing(self, super().load_state_dict, state_dict, strict=strict, assign=assign)
+        if assign and fill_meta_buffers(self):
+            super().load_state_dict(state_dict, strict=strict)  # again, for buffers that follow from others
+        return result
 
     def distribution(self, context: Tensor | None = None) -> dist.TransformedDistribution:
         """Returns the Pyro distribution of x, of event shape ``event_shape``, with the batch shape of the context."""
@@ -140,10 +150,10 @@ class Flow(nn.Module):
         Raises:
             ValueError: if the temperature is negative, or the truncation not positive.
         """
-        if temperature < 0:
-            raise ValueError(f"temperature must not be negative, but got {temperature}.")
-        if truncation is not None and truncation <= 0:
-            raise ValueError(f"truncation must be positive, but got {truncation}.")
+        if not 0 <= temperature < math.inf:
+            raise ValueError(f"temperature must be finite and not negative, but got {temperature}.")
+        if truncation is not None:
+            positive("truncation", truncation)
         # The batch of a context comes in through the distribution; without one, making it would take longer than z.
         base = self.base(None) if context is None else self.distribution(context).base_dist
         z = base.sample(Size((sample_shape,) if isinstance(sample_shape, int) else sample_shape))
@@ -157,7 +167,10 @@ class Flow(nn.Module):
 
     @torch.no_grad()
     def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
-        """Initialises, in any mode, every ActNorm that has seen no data yet, in networks too, from a batch."""
+        """Initialises, in any mode, every ActNorm that has seen no data yet, in networks too, from a batch.
+
+        Layers data -> latent see x; layers latent -> data, as in the dequantizer of Flow++, see draws of the base.
+        """
         transforms = self._conditioned(context)
         transforms._check(x, self.event_shape)
         norms = [module for module in self.modules() if isinstance(module, ChannelNorm)]
@@ -165,7 +178,10 @@ class Flow(nn.Module):
         try:
             for norm in norms:
                 norm.train()
-            transforms.inverse_and_log_det(x)
+            z, _ = transforms.inverse_and_log_det(x)
+            if not all(norm.is_fixed for norm in norms):
+                batch = z.shape[: z.dim() - len(self.transforms.event_shape)]
+                transforms.forward_and_log_det(self.base(context).expand(batch).sample())
         finally:
             for norm, mode in zip(norms, modes, strict=True):
                 norm.train(mode)

@@ -14,7 +14,7 @@ STOREYS = (
     {"networks"},
     {"bijections"},
     {"families"},
-    {"bases", "flow", "dequantization", "image_flow", "summary"},
+    {"bases", "flow", "dequantization", "image_flow", "summary", "description"},
     {"training"},
     {"inference"},
     {"testing"},

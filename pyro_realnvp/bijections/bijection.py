@@ -21,9 +21,10 @@ import torch
 from pyro.distributions import TransformModule
 from pyro.distributions.conditional import ConditionalTransform
 from torch import Size, Tensor, nn
-from torch.distributions import constraints
+from torch.distributions import Distribution, constraints
 
 from .._runtime.batch_statistics import hold_statistics
+from .._runtime.checks import check_floating, sizes, values_are_known
 from .cache import Cache, fingerprint
 from .support import finite
 
@@ -32,6 +33,13 @@ def _zero_or_one(cache_size: int) -> int:
     if cache_size not in (0, 1):
         raise ValueError(f"cache_size must be 0 or 1, but got {cache_size}.")
     return cache_size
+
+
+def check_context(name: str, context: Tensor) -> None:
+    """Raises a ValueError unless a context is floating point and, with validation on, finite."""
+    check_floating(name, "context", context)
+    if Distribution._validate_args and values_are_known(context) and not context.isfinite().all():
+        raise ValueError(f"{name} needs a finite context, but got NaN or infinite values in it.")
 
 
 def sum_rightmost(value: Tensor, ndim: int) -> Tensor:
@@ -64,8 +72,8 @@ class Bijection(TransformModule, ConditionalTransform):
         self, event_shape: Sequence[int], output_shape: Sequence[int] | None = None, *, cache_size: int = 1
     ) -> None:
         super().__init__(cache_size=_zero_or_one(cache_size))
-        self.event_shape = Size(event_shape)
-        self.output_shape = Size(event_shape if output_shape is None else output_shape)
+        self.event_shape = sizes(type(self).__name__, event_shape)
+        self.output_shape = self.event_shape if output_shape is None else sizes(type(self).__name__, output_shape)
         self._cache = Cache()
 
     @abstractmethod
@@ -82,6 +90,12 @@ class Bijection(TransformModule, ConditionalTransform):
         # By _modules, since Dynamo cannot trace children(), which hashes them.
         shapes = [part.context_shape for part in self._modules.values() if isinstance(part, Bijection)]
         return next((shape for shape in shapes if shape is not None), None)
+
+    @property
+    def is_conditional(self) -> bool:
+        """Whether this bijection, or a part of it, takes a context."""
+        parts = [part.is_conditional for part in self._modules.values() if isinstance(part, Bijection)]
+        return self.context_shape is not None or any(parts)
 
     # The interface of torch's and Pyro's transforms:
 
@@ -141,6 +155,11 @@ class Bijection(TransformModule, ConditionalTransform):
         other._cache_size = _zero_or_one(cache_size)
         return other
 
+    @property
+    def sign(self) -> int:
+        # Not NotImplementedError, as torch has it: torch.jit.trace looks at every attribute that there is.
+        raise AttributeError(f"{type(self).__name__} is no monotone map of numbers and has no sign.")
+
     def clear_cache(self) -> None:
         """Forgets the last results of this bijection and of all its parts."""
         for module in self.modules():
@@ -148,8 +167,12 @@ class Bijection(TransformModule, ConditionalTransform):
                 module._cache.clear()
 
     def condition(self, context: Tensor) -> Bijection:
-        """Fixes the context, of shape (\\*batch, \\*context_shape); batch dimensions broadcast."""
-        return Conditioned(self, context)
+        """Fixes the context, of shape (\\*batch, \\*context_shape); batch dimensions broadcast.
+
+        A bijection that takes none ignores it here, as Pyro's own transforms do: ``ConditionalTransformedDistribution``
+        conditions every transform of a list. A :class:`~pyro_realnvp.Flow` without any use for a context refuses it.
+        """
+        return Conditioned(self, context) if self.is_conditional else self
 
     @property
     def inv(self) -> Bijection:
@@ -180,9 +203,14 @@ class Bijection(TransformModule, ConditionalTransform):
 
     def _check(self, value: Tensor, event_shape: Size) -> None:
         """Raises a ValueError unless the values are floating point events of this shape."""
+        check_floating(type(self).__name__, "events", value)
         self._batch_shape(value.shape, event_shape)
-        if not value.is_floating_point():
-            raise ValueError(f"{type(self).__name__} needs floating point values, but got a tensor of {value.dtype}.")
+        own = next((p.dtype for p in self.parameters() if p.is_floating_point()), value.dtype)
+        if value.dtype != own and not torch.is_autocast_enabled(value.device.type):
+            raise ValueError(
+                f"{type(self).__name__} has parameters of {own}, but got values of {value.dtype}; convert the values, "
+                f"or the Module by .to({value.dtype})."
+            )
 
     def _state_key(self, argument: Tensor, result: Tensor) -> list[Any] | None:
         """Lists everything that a remembered result depends on; None where that cannot be told."""
@@ -313,12 +341,17 @@ class Conditioned(Composite):
     def __init__(self, bijection: Bijection, context: Tensor) -> None:
         super().__init__(bijection.event_shape, bijection.output_shape, cache_size=bijection._cache_size)
         self.bijection = bijection
+        check_context(type(bijection).__name__, context)
         self.register_buffer("context", context, persistent=False)
         self.context_batch = bijection._context_batch_shape(context)
 
     @property
     def context_shape(self) -> Size | None:
         return None
+
+    @property
+    def is_conditional(self) -> bool:
+        return False
 
     def _constraint(self, *, output: bool) -> constraints.Constraint:
         return self.bijection.codomain if output else self.bijection.domain

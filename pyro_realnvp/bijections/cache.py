@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 from torch.nn.utils.parametrizations import _WeightNorm
 from torch.nn.utils.parametrize import ParametrizationList
 
@@ -25,6 +26,8 @@ def fingerprint(module: nn.Module) -> list[int] | None:
     Returns None if the results of the module depend on more than these: on hooks, on sites of Pyro (``PyroSample``,
     ``PyroParam``), or on a parametrization other than torch's weight normalization.
     """
+    if _global_forward_hooks or _global_forward_pre_hooks:
+        return None
     found: list[int] = []
     stack = [module]
     while stack:

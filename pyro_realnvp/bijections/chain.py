@@ -56,6 +56,10 @@ class Chain(Composite):
             parts.append(part)
             self._event_dims.append(len(shape) - len(part.event_shape))
             shape = part.forward_shape(shape)
+        # Parts that take no context receive none where others do; where none does, they say that they take none.
+        self._conditional = [part.is_conditional for part in parts]
+        if not any(self._conditional):
+            self._conditional = [True] * len(parts)
         super().__init__(first, shape, cache_size=cache_size)
         for index, part in enumerate(parts):
             self.add_module(str(index), part)
@@ -69,12 +73,10 @@ class Chain(Composite):
         return constraints.independent(inner, len(self.output_shape if output else self.event_shape) - inner.event_dim)
 
     def _compute(self, x: Tensor, context: Tensor | None, *, inverse: bool) -> tuple[Tensor, Tensor]:
-        layers = [
-            DirectedLayer(part.bijection, not inverse, dims)
-            if type(part) is Inverse
-            else DirectedLayer(part, inverse, dims)
-            for part, dims in zip(self, self._event_dims, strict=True)
-        ]
+        layers: list[DirectedLayer] = []
+        for part, dims, conditional in zip(self, self._event_dims, self._conditional, strict=True):
+            bijection, flipped = (part.bijection, not inverse) if type(part) is Inverse else (part, inverse)
+            layers.append(DirectedLayer(bijection, flipped, dims, conditional))
         if inverse:
             layers.reverse()
         if self.rebuilds and can_recompute():

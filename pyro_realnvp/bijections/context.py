@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from torch import Size, Tensor, nn
 
+from .._runtime.batches import flatten_batch
 from .._runtime.construction import recorded
 from .bijection import Bijection, Composite, compute
 
@@ -33,5 +34,5 @@ class EmbedContext(Composite):
         if context is None:
             raise ValueError(f"EmbedContext needs a context of shape {tuple(shape)}, but got none.")
         batch = self._context_batch_shape(context)
-        embedded: Tensor = self.embedding(context.reshape(batch.numel(), *shape))
+        embedded: Tensor = self.embedding(flatten_batch(context, len(shape)))
         return compute(self.bijection, x, embedded.reshape(*batch, *embedded.shape[1:]), inverse=inverse)

@@ -40,6 +40,8 @@ class Coupling(Composite, Reversible):
     def __init__(
         self, event_shape: Sequence[int], conditioner: nn.Module | None, transformer: Transformer, *, changed: int
     ) -> None:
+        if not event_shape:
+            raise ValueError(f"{type(self).__name__} needs events (D,) or (C, H, W), but got the event shape ().")
         super().__init__(event_shape)
         self.conditioner = conditioner
         self.transformer = transformer
@@ -200,7 +202,7 @@ def compute_splits(
     for layer in layers:
         coupling = cast(SplitCoupling, layer.layer)
         read, changed = (second, first) if coupling.swap else (first, second)
-        y, log_det = coupling._transform(read, changed, context, inverse=layer.inverse)
+        y, log_det = coupling._transform(read, changed, context if layer.conditional else None, inverse=layer.inverse)
         first, second = (y, read) if coupling.swap else (read, y)
         log_dets.append(sum_rightmost(log_det, layer.event_dims - dim))
     return torch.cat((first, second), dim), log_dets
@@ -222,7 +224,7 @@ class Elementwise(Coupling):
     def __init__(
         self, event_shape: Sequence[int], transformer: Transformer, conditioner: nn.Module | None = None
     ) -> None:
-        super().__init__(event_shape, conditioner, transformer, changed=event_shape[0])
+        super().__init__(event_shape, conditioner, transformer, changed=event_shape[0] if event_shape else 0)
         self.theta = nn.Parameter(torch.zeros(self._channels, *event_shape[1:])) if conditioner is None else None
 
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,13 +1,17 @@
 """Torch's and Pyro's own transforms as bijections."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
+from types import CellType, FunctionType, MethodType, ModuleType
+from typing import Any
 
 from pyro.distributions.conditional import ConditionalTransform
-from torch import Size, Tensor
+from torch import Size, Tensor, nn
 from torch.distributions import Transform, constraints
 
 from .._runtime.construction import recorded
 from .bijection import Bijection, sum_rightmost
+from .support import without_infinities
 
 
 @recorded
@@ -22,12 +26,21 @@ class Lift(Bijection):
     Args:
         transform: the transform.
         event_shape: shape of one x; may stay ``()`` for elementwise transforms.
+        owner: the Module whose parameters the transform uses, if it is no Module itself: zuko's transforms, say, are
+            closures over a network.
 
     Raises:
-        ValueError: if the transform is not bijective, or needs an event shape and none is given.
+        ValueError: if the transform is not bijective, or needs an event shape and none is given, or uses parameters of
+            a Module that is not given as the owner.
     """
 
-    def __init__(self, transform: Transform | ConditionalTransform, event_shape: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        transform: Transform | ConditionalTransform,
+        event_shape: Sequence[int] = (),
+        *,
+        owner: nn.Module | None = None,
+    ) -> None:
         name = type(transform).__name__
         if isinstance(transform, Transform):
             if not transform.bijective:
@@ -44,11 +57,23 @@ class Lift(Bijection):
             raise ValueError(f"Lift needs a torch or Pyro transform, but got {name}.")
         super().__init__(event_shape, output_shape)
         self.transform = transform
+        self.owner = owner
+        own = {id(tensor) for tensor in self.parameters()}
+        foreign = [tensor for tensor in parameters_behind(transform) if id(tensor) not in own]
+        if foreign:
+            raise ValueError(
+                f"Lift of {name} uses {len(foreign)} Parameters of another Module, one of shape "
+                f"{tuple(foreign[0].shape)}: pass Lift(transform, event_shape, owner=module) to register them."
+            )
+
+    @property
+    def is_conditional(self) -> bool:
+        return not isinstance(self.transform, Transform)
 
     def _constraint(self, *, output: bool) -> constraints.Constraint:
         if not isinstance(self.transform, Transform):
             return super()._constraint(output=output)
-        inner = self.transform.codomain if output else self.transform.domain
+        inner = without_infinities(self.transform.codomain if output else self.transform.domain)
         return constraints.independent(inner, len(self.output_shape if output else self.event_shape) - inner.event_dim)
 
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -73,3 +98,32 @@ class Lift(Bijection):
     def _log_det(self, transform: Transform, x: Tensor, y: Tensor) -> Tensor:
         log_det = transform.log_abs_det_jacobian(x, y)
         return sum_rightmost(log_det, len(self.event_shape) - transform.domain.event_dim)
+
+
+def parameters_behind(value: Any) -> list[nn.Parameter]:
+    """Finds the Parameters that an object refers to by attributes, containers, closures, partials and bound methods."""
+    found: list[nn.Parameter] = []
+    seen: set[int] = set()
+    stack = [value]
+    while stack:
+        each = stack.pop()
+        if id(each) in seen or isinstance(each, type | ModuleType):
+            continue
+        seen.add(id(each))
+        if isinstance(each, nn.Parameter):
+            found.append(each)
+        elif isinstance(each, nn.Module):
+            found += each.parameters()
+        elif isinstance(each, Mapping):
+            stack += each.values()
+        elif isinstance(each, list | tuple | set | frozenset):
+            stack += each
+        elif isinstance(each, partial):
+            stack += [each.func, *each.args, *each.keywords.values()]
+        elif isinstance(each, MethodType):
+            stack += [each.__self__, each.__func__, *getattr(each.__self__, "__dict__", {}).values()]
+        elif isinstance(each, FunctionType):
+            stack += [cell.cell_contents for cell in each.__closure__ or () if cell != CellType()]
+        elif isinstance(each, Transform):
+            stack += vars(each).values()
+    return found

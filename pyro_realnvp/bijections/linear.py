@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .._runtime.autocast import full_precision
+from .._runtime.batches import flatten_batch
+from .._runtime.checks import values_are_known
 from .._runtime.construction import recorded
 from .bijection import Bijection
 from .normalization import ActNorm
@@ -51,15 +53,21 @@ class FixedAffine(Bijection):
     scale: Tensor
 
     def __init__(self, loc: Tensor, scale: Tensor) -> None:
-        if scale.shape not in (loc.shape, loc.shape * 2):
+        if loc.dim() != 1 or scale.shape not in (loc.shape, loc.shape * 2):
             raise ValueError(
                 f"FixedAffine needs a scale (D,) or (D, D) for loc {tuple(loc.shape)}, but got {tuple(scale.shape)}."
             )
         super().__init__(loc.shape)
         self.register_buffer("loc", loc.detach().clone())
         self.register_buffer("scale", scale.detach().clone() if scale.dim() == 1 else scale.detach().tril())
-        if not (self._diagonal > 0).all():
-            raise ValueError(f"FixedAffine needs a positive diagonal, but got {float(self._diagonal.min())} in it.")
+        if values_are_known(loc):
+            for name, value in (("loc", self.loc), ("scale", self.scale)):
+                if not value.isfinite().all():
+                    raise ValueError(
+                        f"FixedAffine needs a finite {name}, but got {float(value[~value.isfinite()][0])}."
+                    )
+            if not (self._diagonal > 0).all():
+                raise ValueError(f"FixedAffine needs a positive diagonal, but got {float(self._diagonal.min())} in it.")
 
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         with full_precision(x):
@@ -206,9 +214,10 @@ class InvertibleConv1x1(Reversible):
         with full_precision(y):
             weight, log_det = self.matrix()
             inverse, info = torch.linalg.inv_ex(weight.double())
-            if not torch.compiler.is_compiling():
+            if values_are_known(y):
                 # The relative error of W^-1 W x in the precision of W is about its condition number times epsilon.
-                condition = torch.linalg.matrix_norm(weight.double()) * torch.linalg.matrix_norm(inverse)
+                norms = torch.linalg.matrix_norm(torch.stack([weight.detach().double(), inverse.detach()]))
+                condition = norms.prod()
                 if bool((info != 0) | ~(condition * torch.finfo(weight.dtype).eps < 0.1)):
                     raise ValueError(
                         f"InvertibleConv1x1 has a singular matrix W of {len(weight)} channels, for {weight.dtype}: its "
@@ -226,8 +235,8 @@ class InvertibleConv1x1(Reversible):
         if len(self.event_shape) == 1:
             return F.linear(x, weight, bias)
         batch = x.shape[:-3]
-        y = F.conv2d(x.reshape(batch.numel(), *self.event_shape), weight[:, :, None, None], bias)
-        return y.reshape(x.shape)
+        y = F.conv2d(flatten_batch(x, 3), weight[:, :, None, None], bias)
+        return y.reshape(batch + self.event_shape)
 
     def _over_pixels(self, x: Tensor, log_det: Tensor) -> Tensor:
         return self._per_event(log_det * self.event_shape[1:].numel(), x)

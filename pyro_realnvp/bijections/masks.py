@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .._runtime.checks import sizes
+
 
 def checkerboard(event_shape: Sequence[int], *, flip: bool = False) -> Tensor:
     """Makes a checkerboard mask, equal in all channels.
@@ -24,7 +26,7 @@ def checkerboard(event_shape: Sequence[int], *, flip: bool = False) -> Tensor:
     Raises:
         ValueError: if the event is not an image of at least two pixels.
     """
-    if len(event_shape) != 3 or event_shape[1] * event_shape[2] < 2:
+    if len(event_shape) != 3 or sizes("checkerboard", event_shape)[1:].numel() < 2:
         raise ValueError(
             f"checkerboard needs an image of shape (C, H, W) with two pixels or more, but got {tuple(event_shape)}."
         )
@@ -48,7 +50,7 @@ def channelwise(event_shape: Sequence[int], *, flip: bool = False) -> Tensor:
     Raises:
         ValueError: if the event is not an image, or its number of channels is odd.
     """
-    if len(event_shape) != 3 or event_shape[0] % 2:
+    if len(event_shape) != 3 or sizes("channelwise", event_shape)[0] % 2:
         raise ValueError(
             f"channelwise needs an image of shape (C, H, W) with an even number of channels, "
             f"but got {tuple(event_shape)}."

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 from .._runtime.batch_statistics import statistics_are_held
+from .._runtime.batches import flatten_batch
+from .._runtime.checks import positive, values_are_known
 from .._runtime.collectives import moments
 from .._runtime.construction import recorded
 from ..networks.channel_norm import ChannelNorm
@@ -23,8 +25,7 @@ class _ChannelMap(Reversible):
 
     def _flat(self, x: Tensor) -> Tensor:
         """Reshapes (\\*batch, C, ...) to (batch, C, ...)."""
-        shape = self.event_shape
-        return x.reshape(x.shape[: x.dim() - len(shape)].numel(), *shape)
+        return flatten_batch(x, len(self.event_shape))
 
     def _per_channel(self, value: Tensor) -> Tensor:
         """Reshapes (C,) to (C, 1, 1), to broadcast against events."""
@@ -73,7 +74,10 @@ class BatchNorm(_ChannelMap):
         super().__init__(event_shape)
         if mask is not None and tuple(mask.shape) != tuple(event_shape):
             raise ValueError(f"BatchNorm needs a mask of shape {tuple(event_shape)}, but got {tuple(mask.shape)}.")
-        self.momentum, self.eps = momentum, eps
+        if not 0 <= momentum <= 1:
+            raise ValueError(f"BatchNorm needs a momentum in [0, 1], but got {momentum}.")
+        self.momentum = momentum
+        self.eps = positive("eps of BatchNorm", eps)
         channels, places = event_shape[0], self.event_shape[1:].numel()
         changed = torch.full((channels,), places) if mask is None else (~mask).reshape(channels, -1).sum(1)
         self.register_buffer("mask", mask, persistent=False)
@@ -115,7 +119,7 @@ class BatchNorm(_ChannelMap):
             )
         mean, var = self._moments(x)
         if not statistics_are_held():
-            if not torch.compiler.is_compiling() and not bool(var.isfinite().all()):
+            if values_are_known(var) and not bool(var.isfinite().all()):
                 raise ValueError("BatchNorm got NaN or infinite data; its statistics were left as they were.")
             with torch.no_grad():
                 self.last_mean.copy_(mean)

@@ -53,9 +53,10 @@ class DirectedLayer(NamedTuple):
     layer: Bijection
     inverse: bool
     event_dims: int
+    conditional: bool = True  #: whether the layer receives the context
 
     def compute(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        y, log_det = compute(self.layer, x, context, inverse=self.inverse)
+        y, log_det = compute(self.layer, x, context if self.conditional else None, inverse=self.inverse)
         return y, sum_rightmost(log_det, self.event_dims) if self.event_dims else log_det
 
     @property
@@ -63,6 +64,7 @@ class DirectedLayer(NamedTuple):
         return isinstance(self.layer, Reversible) and self.layer.is_reversible
 
     def recompute_from_output(self, y: Tensor, context: Tensor | None) -> LayerGraph:
+        context = context if self.conditional else None
         graph = cast(Reversible, self.layer).recompute_from_output(y, context, inverse=self.inverse)
         return graph._replace(log_det=sum_rightmost(graph.log_det, self.event_dims))
 

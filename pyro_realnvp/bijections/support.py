@@ -21,5 +21,14 @@ def unbounded(constraint: constraints.Constraint) -> bool:
     return constraint is finite or constraint is constraints.real
 
 
+def without_infinities(constraint: constraints.Constraint) -> constraints.Constraint:
+    """Returns a constraint of torch in which the real numbers are the finite ones."""
+    if isinstance(constraint, constraints.independent):
+        return constraints.independent(
+            without_infinities(constraint.base_constraint), constraint.reinterpreted_batch_ndims
+        )
+    return finite if constraint is constraints.real else constraint
+
+
 biject_to.register(_Finite, lambda constraint: identity_transform)
 transform_to.register(_Finite, lambda constraint: identity_transform)

@@ -5,11 +5,13 @@ shape (\\*batch, P C, ...), where the first C channels are the first parameter o
 the axis of the channels, counted from the right.
 """
 
+import math
 from abc import abstractmethod
 
 import torch
 from torch import Tensor, nn
 
+from .._runtime.checks import in_unit_interval, positive
 from .._runtime.construction import recorded
 from .._runtime.deprecation import renamed
 
@@ -89,6 +91,8 @@ class TanhLogScale(nn.Module):
 
     def __init__(self, initial: float = 1.0) -> None:
         super().__init__()
+        if not math.isfinite(initial):
+            raise ValueError(f"TanhLogScale needs a finite initial alpha, but got {initial}.")
         self.alpha = nn.Parameter(torch.tensor(float(initial)))
 
     def forward(self, raw: Tensor) -> Tensor:
@@ -104,7 +108,7 @@ class SigmoidLogScale(nn.Module):
 
     def __init__(self, floor: float = 1e-4) -> None:
         super().__init__()
-        self.floor = floor
+        self.floor = in_unit_interval("floor of SigmoidLogScale", floor)
 
     def forward(self, raw: Tensor) -> Tensor:
         return (self.floor + (1 - self.floor) * (raw + 2).sigmoid()).log()
@@ -119,7 +123,7 @@ class SoftClipLogScale(nn.Module):
 
     def __init__(self, bound: float = 7.0) -> None:
         super().__init__()
-        self.bound = bound
+        self.bound = positive("bound of SoftClipLogScale", bound)
 
     def forward(self, raw: Tensor) -> Tensor:
         return raw / raw.abs().div_(self.bound).add_(1)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from .._runtime.autocast import at_least_float32
 from .._runtime.batch_statistics import statistics_are_held
+from .._runtime.checks import values_are_known
 from .._runtime.collectives import moments
 
 
@@ -66,7 +67,7 @@ class ChannelNorm(nn.Module):
         var, mean = torch.var_mean(at_least_float32(x), over, correction=0)
         count = x.numel() / max(1, mean.numel())
         mean, var, _ = moments(mean, var, count, synchronized=self.synchronized)
-        if not torch.compiler.is_compiling() and not bool(var.isfinite().all()):
+        if values_are_known(var) and not bool(var.isfinite().all()):
             raise ValueError("ActNorm got NaN or infinite data to initialise from; it was left as it was.")
         self.shift.copy_(mean)
         self.log_scale.copy_(-(var.sqrt() + 1e-6).log())

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Size, Tensor, nn
 
+from .._runtime.batches import flatten_batch
+
 
 def shape_of_context(name: str, context_shape: int | Sequence[int] | None, context_dim: int = 0) -> Size | None:
     """Returns the shape of one context, or None if there is none.
@@ -88,9 +90,9 @@ class Conditioner(nn.Module):
         """
         batch = x.shape[:-3]
         context = self.expand_context(context, batch)
-        x = x.reshape(batch.numel(), *x.shape[-3:])
+        x = flatten_batch(x, 3)
         if context is not None and self.context_shape is not None:
-            context = context.reshape(batch.numel(), *self.context_shape)
+            context = flatten_batch(context, len(self.context_shape))
             if concatenate and context.dim() == 4:
                 return torch.cat([x, context], 1), None, batch
         return x, context, batch

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .._runtime.autocast import full_precision
+from .._runtime.checks import at_least
 from .._runtime.construction import recorded
 from .channel_norm import ChannelNorm
 from .conditioner import Conditioner
@@ -30,12 +31,12 @@ class _EdgeConv2d(nn.Module):
         border = F.pad(weight.new_zeros(1, 1, *x.shape[-2:]), (1, 1, 1, 1), value=1.0)
         if 0 < x.shape[1] < len(weight):
             wider = F.pad(x, (1, 1, 1, 1, 0, 1))  # unlike cat, it keeps to channels_last
-            wider[:, -1:] = border
+            wider[:, -1:].copy_(border)  # an assignment would be traced for this batch size alone
             return F.conv2d(wider, weight, shift)
         with full_precision(x):  # one small map, so that shift is rounded once, with the sum
             edge = F.conv2d(border, weight[:, -1:], shift)
         if x.shape[1] == 0:  # there is nothing but the edge
-            return edge.expand(x.shape[0], *edge.shape[1:])
+            return edge.expand(x.shape[0], *edge.shape[1:]).contiguous()  # to be changed in place
         return F.conv2d(x, weight[:, :-1], padding=1).add_(edge)
 
 
@@ -60,6 +61,8 @@ class ZeroConv(Conditioner):
         context_dim: int = 0,
     ) -> None:
         super().__init__(context_shape, context_dim)
+        at_least(f"in_channels of {type(self).__name__}", in_channels, 0)
+        at_least(f"out_channels of {type(self).__name__}", out_channels)
         channels = in_channels + self.map_channels
         self.conv = _EdgeConv2d(channels, out_channels, 0.0)
         self.bias = nn.Parameter(torch.zeros(out_channels))
@@ -111,6 +114,8 @@ class ConvNet(Conditioner):
         level: int = 0,
     ) -> None:
         super().__init__(context_shape, context_dim)
+        at_least(f"in_channels of {type(self).__name__}", in_channels, 0)
+        at_least(f"out_channels of {type(self).__name__}", out_channels)
         channels = in_channels + self.map_channels
         self.conv1 = _EdgeConv2d(channels, hidden, 0.05)
         self.norm1 = ChannelNorm(hidden)

@@ -1,7 +1,7 @@
 """Files of trained flows: the weights, and the calls that make the flow again. Never a pickle.
 
 A file is in the safetensors format. Its metadata has a key ``pyro_realnvp`` with a JSON object: the version, the dtype,
-and either a description (:mod:`pyro_realnvp.training.description`) or the arguments for a function of the user's.
+and either a description (:mod:`pyro_realnvp.description`) or the arguments for a function of the user's.
 """
 
 import json
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .description import describe, make
+from ..description import describe, make
 
 _KEY = "pyro_realnvp"
 _FORMAT = 1

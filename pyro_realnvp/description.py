@@ -10,11 +10,12 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.distributions import Transform, transforms
 
-from .._runtime.construction import ACTIVATIONS, MARKED, Call, Item, Name, Unrecordable, record_of
-from ..bijections.bijection import Inverse
+from ._runtime.construction import ACTIVATIONS, MARKED, Call, Item, Name, Unrecordable, record_of
+from .bijections.bijection import Inverse
 
 Description = dict[str, Any]
 _INVERSE = type(transforms.ExpTransform().inv)
@@ -170,3 +171,24 @@ class _Reader:
             case {"partial": str(name), "args": list(args), "arguments": dict(arguments)}:
                 return partial(self._marked(name), *map(self._value, args), **self._arguments(arguments))
         raise ValueError(f"The configuration has a value that is not known: {value!r:.200}")
+
+
+def fill_meta_buffers(module: nn.Module) -> bool:
+    """Computes the buffers that no state has (masks, say) of a Module that was made on the meta device.
+
+    Returns whether there were any.
+
+    Raises:
+        ValueError: if the Module does not remember how it was made.
+    """
+    buffers = {name: buffer for name, buffer in module.named_buffers(remove_duplicate=False) if buffer.is_meta}
+    if not buffers:
+        return False
+    device = next((p.device for p in module.parameters() if not p.is_meta), torch.device("cpu"))
+    with torch.random.fork_rng(), device:
+        again = make(*describe(module))
+    for name, buffer in again.named_buffers(remove_duplicate=False):
+        if name in buffers:
+            owner, _, last = name.rpartition(".")
+            module.get_submodule(owner)._buffers[last] = buffer.to(buffers[name].dtype)
+    return True
