@@ -109,8 +109,8 @@ def load(path: str | Path, *, build: Callable[..., nn.Module] | None = None, dev
         )
     if config.get("format") == 1 and '"flowpp_dequantizer"' in json.dumps(config):
         raise ValueError(
-            f"{path} has a dequantizer of Flow++ from before version 0.2, which drew noise by a numerical search; now it "
-            f"is drawn in closed form, by another network. Train it again."
+            f"{path} has a dequantizer of Flow++ from before version 0.2, which drew noise by a numerical search; now "
+            f"it is drawn in closed form, by another network. Train it again."
         )
     if config.get("format") not in (1, _FORMAT) or config.get("dtype") not in _DTYPES:
         raise ValueError(

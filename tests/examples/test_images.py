@@ -159,7 +159,7 @@ def test_sample_from_a_checkpoint_of_version_01(name: str, tmp_path: Path, monke
 
 
 def test_a_flowpp_of_version_01_is_refused_for_its_dequantizer(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="written by version 0.1, whose Flow.. drew the noise"):
+    with pytest.raises(SystemExit, match=r"written by version 0\.1, whose Flow.. drew the noise"):
         images.main(["--sample", str(OLD / "flowpp.safetensors"), "--out", str(tmp_path)])
 
 

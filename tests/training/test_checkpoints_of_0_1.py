@@ -98,7 +98,7 @@ def test_the_weights_fit_and_give_the_densities_of_then(name, dtype):
     if model.dequantizer is None:
         model.load_state_dict(weights)  # strictly
     else:  # the dequantizer of 0.1 was built the other way round: its weights would mean another distribution
-        with pytest.raises(RuntimeError, match="dequantizer.transforms.0.bijection.bijection.bijection"):
+        with pytest.raises(RuntimeError, match=r"dequantizer\.transforms.0.bijection.bijection.bijection"):
             model.load_state_dict(weights)
         model.flow.load_state_dict({key[5:]: value for key, value in weights.items() if key.startswith("flow.")})
     torch.manual_seed(5)
