@@ -9,9 +9,9 @@ from pyro import distributions as dist
 from torch import Size, Tensor, nn
 
 from ._runtime.autocast import full_precision, upcast
+from ._runtime.batches import sum_rightmost
 from ._runtime.checks import check_floating, sizes
 from ._runtime.construction import recorded
-from .bijections.bijection import sum_rightmost
 from .networks.conditioner import shape_of_context
 
 

@@ -10,11 +10,11 @@ from torch import Size, Tensor, nn
 from torch.distributions import Distribution, Transform, constraints
 
 from ._runtime.autocast import upcast
-from ._runtime.checks import check_floating, positive, values_are_known
+from ._runtime.checks import check_context, check_floating, positive, values_are_known
 from ._runtime.construction import recorded
 from ._runtime.state import load_all_or_nothing
 from .bases import Base
-from .bijections.bijection import Bijection, check_context
+from .bijections.bijection import Bijection
 from .bijections.chain import Chain
 from .bijections.support import finite
 from .description import fill_meta_buffers

@@ -10,3 +10,10 @@ def flatten_batch(x: Tensor, event_dims: int) -> Tensor:
     """
     extra = x.dim() - event_dims
     return x.unsqueeze(0) if extra == 0 else x if extra == 1 else x.flatten(0, extra - 1)
+
+
+def sum_rightmost(value: Tensor, ndim: int) -> Tensor:
+    """Sums the last ``ndim`` dimensions of ``value``."""
+    if ndim > 1:
+        value = value.flatten(-ndim)
+    return value.sum(-1) if ndim else value

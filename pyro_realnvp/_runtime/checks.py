@@ -6,6 +6,7 @@ from numbers import Integral
 
 import torch
 from torch import Size, Tensor
+from torch.distributions import Distribution
 
 
 def at_least(argument: str, value: int, least: int = 1) -> int:
@@ -31,6 +32,13 @@ def in_unit_interval(argument: str, value: float) -> float:
     return value
 
 
+def zero_or_one(argument: str, value: int) -> int:
+    """Returns the value of an argument, or raises a ValueError if it is neither 0 nor 1."""
+    if value not in (0, 1):
+        raise ValueError(f"{argument} must be 0 or 1, but got {value}.")
+    return value
+
+
 def sizes(name: str, event_shape: int | Sequence[int]) -> Size:
     """Returns the shape of an event; a ValueError if a size is not positive. ``name`` is that of the class."""
     shape = Size((event_shape,) if isinstance(event_shape, int) else event_shape)
@@ -52,3 +60,10 @@ def check_floating(name: str, what: str, value: object) -> None:
         )
     if not value.is_floating_point():
         raise ValueError(f"{name} needs floating point values as {what}, but got a tensor of {value.dtype}.")
+
+
+def check_context(name: str, context: Tensor) -> None:
+    """Raises a ValueError unless a context is floating point and, with validation on, finite."""
+    check_floating(name, "context", context)
+    if Distribution._validate_args and values_are_known(context) and not context.isfinite().all():
+        raise ValueError(f"{name} needs a finite context, but got NaN or infinite values in it.")

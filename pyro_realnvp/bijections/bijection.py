@@ -21,32 +21,12 @@ import torch
 from pyro.distributions import TransformModule
 from pyro.distributions.conditional import ConditionalTransform
 from torch import Size, Tensor, nn
-from torch.distributions import Distribution, constraints
+from torch.distributions import constraints
 
 from .._runtime.batch_statistics import hold_statistics
-from .._runtime.checks import check_floating, sizes, values_are_known
+from .._runtime.checks import check_context, check_floating, sizes, zero_or_one
 from .cache import Cache, fingerprint
 from .support import finite
-
-
-def _zero_or_one(cache_size: int) -> int:
-    if cache_size not in (0, 1):
-        raise ValueError(f"cache_size must be 0 or 1, but got {cache_size}.")
-    return cache_size
-
-
-def check_context(name: str, context: Tensor) -> None:
-    """Raises a ValueError unless a context is floating point and, with validation on, finite."""
-    check_floating(name, "context", context)
-    if Distribution._validate_args and values_are_known(context) and not context.isfinite().all():
-        raise ValueError(f"{name} needs a finite context, but got NaN or infinite values in it.")
-
-
-def sum_rightmost(value: Tensor, ndim: int) -> Tensor:
-    """Sums the last ``ndim`` dimensions of ``value``."""
-    if ndim > 1:
-        value = value.flatten(-ndim)
-    return value.sum(-1) if ndim else value
 
 
 class Bijection(TransformModule, ConditionalTransform):
@@ -71,7 +51,7 @@ class Bijection(TransformModule, ConditionalTransform):
     def __init__(
         self, event_shape: Sequence[int], output_shape: Sequence[int] | None = None, *, cache_size: int = 1
     ) -> None:
-        super().__init__(cache_size=_zero_or_one(cache_size))
+        super().__init__(cache_size=zero_or_one("cache_size", cache_size))
         self.event_shape = sizes(type(self).__name__, event_shape)
         self.output_shape = self.event_shape if output_shape is None else sizes(type(self).__name__, output_shape)
         self._cache = Cache()
@@ -87,15 +67,14 @@ class Bijection(TransformModule, ConditionalTransform):
     @property
     def context_shape(self) -> Size | None:
         """Shape of one context, ``(length,)`` or ``(C, H, W)``, or None: by default that of the first part with one."""
-        # By _modules, since Dynamo cannot trace children(), which hashes them.
-        shapes = [part.context_shape for part in self._modules.values() if isinstance(part, Bijection)]
+        shapes = [part.context_shape for part in self._modules.values() if isinstance(part, Bijection)]  # for Dynamo
         return next((shape for shape in shapes if shape is not None), None)
 
     @property
     def is_conditional(self) -> bool:
         """Whether this bijection, or a part of it, takes a context."""
-        parts = [part.is_conditional for part in self._modules.values() if isinstance(part, Bijection)]
-        return self.context_shape is not None or any(parts)
+        parts = (part for part in self._modules.values() if isinstance(part, Bijection))
+        return self.context_shape is not None or any([part.is_conditional for part in parts])
 
     # The interface of torch's and Pyro's transforms:
 
@@ -152,12 +131,11 @@ class Bijection(TransformModule, ConditionalTransform):
         if cache_size == self._cache_size:
             return self
         other = copy.copy(self)  # with a cache of its own
-        other._cache_size = _zero_or_one(cache_size)
+        other._cache_size = zero_or_one("cache_size", cache_size)
         return other
 
     @property
-    def sign(self) -> int:
-        # Not NotImplementedError, as torch has it: torch.jit.trace looks at every attribute that there is.
+    def sign(self) -> int:  # torch raises NotImplementedError, at which torch.jit.trace ends, that looks at everything
         raise AttributeError(f"{type(self).__name__} is no monotone map of numbers and has no sign.")
 
     def clear_cache(self) -> None:

@@ -16,9 +16,10 @@ import torch
 from torch import Size, Tensor, nn
 
 from .._runtime.batch_statistics import hold_statistics
+from .._runtime.batches import sum_rightmost
 from .._runtime.construction import recorded
 from .._runtime.recomputation import can_recompute, compute_and_recompute
-from .bijection import Composite, sum_rightmost
+from .bijection import Composite
 from .reversible import DirectedLayer, LayerGraph, Reversible
 from .transformers import Transformer
 

@@ -9,8 +9,9 @@ from pyro.distributions.conditional import ConditionalTransform
 from torch import Size, Tensor, nn
 from torch.distributions import Transform, constraints
 
+from .._runtime.batches import sum_rightmost
 from .._runtime.construction import recorded
-from .bijection import Bijection, sum_rightmost
+from .bijection import Bijection
 from .support import without_infinities
 
 

@@ -15,8 +15,9 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
+from .._runtime.batches import sum_rightmost
 from .._runtime.recomputation import Recomputation
-from .bijection import Bijection, compute, sum_rightmost
+from .bijection import Bijection, compute
 
 
 class LayerGraph(NamedTuple):
