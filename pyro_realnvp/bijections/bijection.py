@@ -74,7 +74,7 @@ class Bijection(TransformModule, ConditionalTransform):
     def is_conditional(self) -> bool:
         """Whether this bijection, or a part of it, takes a context."""
         parts = (part for part in self._modules.values() if isinstance(part, Bijection))
-        return self.context_shape is not None or any([part.is_conditional for part in parts])
+        return self.context_shape is not None or any(part.is_conditional for part in parts)
 
     # The interface of torch's and Pyro's transforms:
 
