@@ -14,12 +14,12 @@ from torch import Tensor
 def full_precision(x: Tensor) -> AbstractContextManager[Any]:
     """Returns a context without autocast on the device of x."""
     # Asked first, since making the context costs more than a small layer.
-    return torch.autocast(x.device.type, enabled=False) if _has_autocast(x) else nullcontext()
+    return torch.autocast(x.device.type, enabled=False) if has_autocast(x) else nullcontext()
 
 
 def upcast(x: Tensor) -> Tensor:
     """Returns x, or under autocast, where an earlier network may have made it bfloat16, x in float32."""
-    return at_least_float32(x) if _has_autocast(x) else x
+    return at_least_float32(x) if has_autocast(x) else x
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -27,5 +27,6 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.half, torch.bfloat16) else x
 
 
-def _has_autocast(x: Tensor) -> bool:
+def has_autocast(x: Tensor) -> bool:
+    """Returns whether autocast is on for the device of x."""
     return not x.is_meta and torch.is_autocast_enabled(x.device.type)  # the meta device knows none

@@ -4,9 +4,8 @@ A :class:`Bijection` is two pure methods that return a value *and* its log-deter
 Everything that Pyro and torch expect of a transform (calls, inverses, Jacobians, caches, shapes, conditioning) is
 derived from these two here, once.
 
-Direction: layers are written as the papers write f, data -> latent, top to bottom in the order of the paper's figure.
-:class:`~torch.distributions.TransformedDistribution` wants latent -> data, so builders return
-``[layer.inv for layer in reversed(layers)]``.
+Direction: layers are written as the papers write f, data -> latent, top to bottom in the order of the paper's figure;
+:class:`~torch.distributions.TransformedDistribution` takes latent -> data, as the builders return them.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ from pyro.distributions.conditional import ConditionalTransform
 from torch import Size, Tensor, nn
 from torch.distributions import constraints
 
+from .._runtime.autocast import has_autocast
 from .._runtime.batch_statistics import hold_statistics
 from .._runtime.checks import check_context, check_floating, sizes, zero_or_one
 from .cache import Cache, fingerprint
@@ -135,7 +135,7 @@ class Bijection(TransformModule, ConditionalTransform):
         return other
 
     @property
-    def sign(self) -> int:  # torch raises NotImplementedError, at which torch.jit.trace ends, that looks at everything
+    def sign(self) -> int:  # torch raises NotImplementedError, at which torch.jit.trace stops
         raise AttributeError(f"{type(self).__name__} is no monotone map of numbers and has no sign.")
 
     def clear_cache(self) -> None:
@@ -183,8 +183,9 @@ class Bijection(TransformModule, ConditionalTransform):
         """Raises a ValueError unless the values are floating point events of this shape."""
         check_floating(type(self).__name__, "events", value)
         self._batch_shape(value.shape, event_shape)
-        own = next((p.dtype for p in self.parameters() if p.is_floating_point()), value.dtype)
-        if value.dtype != own and not torch.is_autocast_enabled(value.device.type):
+        if torch.compiler.is_compiling() or has_autocast(value):
+            return
+        if (own := next((p.dtype for p in self.parameters() if p.is_floating_point()), value.dtype)) != value.dtype:
             raise ValueError(
                 f"{type(self).__name__} has parameters of {own}, but got values of {value.dtype}; convert the values, "
                 f"or the Module by .to({value.dtype})."

@@ -60,12 +60,28 @@ class NeuTra:
                 f"NeuTra needs a guide with a transform that takes no arguments, but got {name}."
             ) from error
         self.model, self.guide = model, guide
+        self._parts: tuple[Any, Any] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_parts": None}
+
+    def _base_and_transform(self) -> tuple[Any, Any]:
+        """Returns base and transform of the guide, with constants for its parameters.
+
+        torch.jit cannot trace a parameter that it does not own: what it traces uses those of the call before.
+        """
+        parts = self._parts
+        if parts is None or not torch.jit.is_tracing():  # type: ignore[attr-defined]
+            with torch.no_grad():
+                base = self.guide.get_base_dist().mask(False)
+                parts = self._parts = base, constant_copy(self.guide.get_transform())
+        return parts
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the model at T(z), for a latent vector z."""
         # Masked: the density of z comes from the model alone, the base gives its shape and where to start.
-        z = pyro.sample(_LATENT, self.guide.get_base_dist().mask(False))
-        transform = constant_copy(self.guide.get_transform())
+        base, transform = self._base_and_transform()
+        z = pyro.sample(_LATENT, base)
         x = transform(z)
         values, log_det = constrained(self.guide, x)
         # A sum, as that of an elementwise transform comes element by element.
