@@ -73,10 +73,8 @@ class Bijection(TransformModule, ConditionalTransform):
     @property
     def is_conditional(self) -> bool:
         """Whether this bijection, or a part of it, takes a context."""
-        parts = (part for part in self._modules.values() if isinstance(part, Bijection))
+        parts = [part for part in self._modules.values() if isinstance(part, Bijection)]
         return self.context_shape is not None or any(part.is_conditional for part in parts)
-
-    # The interface of torch's and Pyro's transforms:
 
     def _constraint(self, *, output: bool) -> constraints.Constraint:
         """Returns the set of all x or, if ``output``, of all y."""
@@ -183,9 +181,9 @@ class Bijection(TransformModule, ConditionalTransform):
         """Raises a ValueError unless the values are floating point events of this shape."""
         check_floating(type(self).__name__, "events", value)
         self._batch_shape(value.shape, event_shape)
-        if torch.compiler.is_compiling() or has_autocast(value):
-            return
-        if (own := next((p.dtype for p in self.parameters() if p.is_floating_point()), value.dtype)) != value.dtype:
+        free = torch.compiler.is_compiling() or has_autocast(value)
+        own = None if free else next((p.dtype for p in self.parameters() if p.is_floating_point()), None)
+        if own not in (None, value.dtype):
             raise ValueError(
                 f"{type(self).__name__} has parameters of {own}, but got values of {value.dtype}; convert the values, "
                 f"or the Module by .to({value.dtype})."
@@ -291,7 +289,7 @@ class Composite(Bijection):
 
     @abstractmethod
     def _compute(self, x: Tensor, context: Tensor | None, *, inverse: bool) -> tuple[Tensor, Tensor]:
-        """Maps x to y or, if ``inverse``, y to x, with the log-determinant of that direction."""
+        """Maps x to y or, if ``inverse``, y to x, and returns its log-determinant."""
 
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return self._compute(x, context, inverse=False)
