@@ -10,6 +10,7 @@ from pyro.infer import MCMC
 from pyro.infer.autoguide.guides import AutoContinuous
 from torch import Tensor
 
+from .._runtime.batch_statistics import hold_statistics
 from .._runtime.constants import constant_copy
 from .sites import constrained
 
@@ -82,10 +83,12 @@ class NeuTra:
         # Masked: the density of z comes from the model alone, the base gives its shape and where to start.
         base, transform = self._base_and_transform()
         z = pyro.sample(_LATENT, base)
-        x = transform(z)
+        with hold_statistics():  # an ActNorm of the guide must not be initialised from here
+            x = transform(z)
+            # A sum, as that of an elementwise transform comes element by element.
+            path = transform.log_abs_det_jacobian(z, x).sum()
         values, log_det = constrained(self.guide, x)
-        # A sum, as that of an elementwise transform comes element by element.
-        pyro.factor(_LATENT + "_log_det", transform.log_abs_det_jacobian(z, x).sum() + log_det)
+        pyro.factor(_LATENT + "_log_det", path + log_det)
         return poutine.condition(self.model, data=values)(*args, **kwargs)
 
     def get_samples(self, mcmc: MCMC, *, group_by_chain: bool = False) -> dict[str, Tensor]:

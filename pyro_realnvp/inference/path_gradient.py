@@ -17,6 +17,7 @@ import torch
 from pyro import distributions as dist
 from torch import Size, Tensor
 
+from .._runtime.batch_statistics import hold_statistics
 from .._runtime.constants import constant_copy
 
 
@@ -46,7 +47,8 @@ class PathGradientDistribution(dist.TransformedDistribution):  # type: ignore[mi
         own = self._last_draw() is value and value.requires_grad and total.numel() > 1
         if not own or torch._C._get_tracing_state():
             return total
-        z, log_det = constant_copy(transform).inverse_and_log_det(value)
+        with hold_statistics():  # a copy must not initialise an ActNorm, whose parameters it shares
+            z, log_det = constant_copy(transform).inverse_and_log_det(value)
         path = self.base_dist.log_prob(z) + log_det
         result: Tensor = _PathIfUniform.apply(total, path)
         return result

@@ -243,7 +243,7 @@ class OwnNetwork(MLP):
         (lambda: vectors([SplitCoupling((3,), OwnNetwork(2, 2), Affine())]), "OwnNetwork.*'conditioner' of SplitC"),
         (lambda: vectors([affine_coupling(3, [4])]), "AffineCoupling.*'transforms'"),
         (lambda: nn.ModuleList([vectors(realnvp_transforms(3))]), "torch.nn.modules.container.ModuleList"),
-        (lambda: vectors(realnvp_transforms(3)).transforms.condition(torch.zeros(2)), "Conditioned"),
+        (lambda: FLOWS["realnvp-context"]().transforms.condition(torch.zeros(2)), "Conditioned"),
     ],
 )
 def test_what_cannot_be_written_down_is_refused_by_name(make, culprit, tmp_path):
