@@ -24,11 +24,12 @@ from .families.nice import nice_transforms
 from .families.realnvp import realnvp_transforms
 from .flow import Flow
 from .image_flow import ImageFlow
+from .inference.finite import FiniteELBO
 from .inference.guide import AutoRealNVP
 from .inference.importance import ImportanceSamples, importance_sample
 from .inference.independence import IndependenceMH
 from .inference.neutra import NeuTra
-from .inference.pareto import effective_sample_size, pareto_k, pareto_k_threshold, pareto_smooth
+from .inference.pareto import effective_sample_size, pareto_k, pareto_k_spread, pareto_k_threshold, pareto_smooth
 from .inference.path_gradient import PathGradientDistribution
 from .networks.attention import AttentiveConvs, GatedAttention, GatedConvs
 from .networks.conditioner import Conditioner
@@ -51,8 +52,9 @@ __all__ = [  # noqa: RUF022  # in the order in which a user meets them
     # training
     "fit", "History", "save", "load", "recompute", "rebuild", "synchronize", "recalibrate",
     # inference
-    "AutoRealNVP", "NeuTra", "IndependenceMH", "importance_sample", "ImportanceSamples",
-    "effective_sample_size", "pareto_k", "pareto_k_threshold", "pareto_smooth", "PathGradientDistribution",
+    "AutoRealNVP", "FiniteELBO", "NeuTra", "IndependenceMH", "importance_sample", "ImportanceSamples",
+    "effective_sample_size", "pareto_k", "pareto_k_spread", "pareto_k_threshold", "pareto_smooth",
+    "PathGradientDistribution",
     # networks
     "MLP", "ResNet", "ConvNet", "GatedAttention", "GatedConvs", "AttentiveConvs", "Conditioner",
     # bijections

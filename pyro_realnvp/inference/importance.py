@@ -16,7 +16,14 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Size, Tensor
 
 from .._runtime.checks import at_least
-from .pareto import check_log_weights, effective_sample_size, pareto_k, pareto_k_threshold, pareto_smooth
+from .pareto import (
+    check_log_weights,
+    effective_sample_size,
+    pareto_k,
+    pareto_k_spread,
+    pareto_k_threshold,
+    pareto_smooth,
+)
 from .sites import log_prob_of, plate_nesting
 
 
@@ -44,8 +51,13 @@ class ImportanceSamples:
 
     @property
     def pareto_k(self) -> float:
-        """The :func:`pareto_k` of the weights."""
+        """The :func:`pareto_k` of the weights, which is blind to what the guide never visits."""
         return pareto_k(self.log_weights)
+
+    @property
+    def pareto_k_spread(self) -> float:
+        """The standard error of k-hat by :func:`pareto_k_spread`, from ten batches of the draws."""
+        return pareto_k_spread(self.log_weights)
 
     def smoothed(self) -> ImportanceSamples:
         """Returns the draws with weights from :func:`pareto_smooth`.

@@ -36,6 +36,11 @@ def pareto_k(log_weights: Tensor) -> float:
     a weak prior at 0.5 that weighs as much as 10 of them. Vehtari, Simpson, Gelman, Yao, Gabry (2024), Pareto smoothed
     importance sampling; for guides: Yao, Vehtari, Simpson, Gelman (2018), Yes, but did it work?
 
+    It judges the guide where the guide draws, and knows nothing of what it never visits: a second mode, or the neck of
+    a funnel. In the centred eight schools the neck holds 1 % of the posterior, and none of 100,000 draws of a guide
+    with a good k-hat was in it. And it is an estimate: at 10,000 draws two of them easily differ by 0.2;
+    :func:`pareto_k_spread` says how far to trust this one.
+
     Args:
         log_weights: (S,) with S >= 25, normalised or not.
 
@@ -44,6 +49,29 @@ def pareto_k(log_weights: Tensor) -> float:
         and inf if fewer than 5 of them exceed all others.
     """
     return _fit_tail(check_log_weights(log_weights))[0]
+
+
+def pareto_k_spread(log_weights: Tensor, batches: int = 10) -> float:
+    """Estimates the standard error of :func:`pareto_k`, from its values k_b in equal batches of the weights.
+
+        error^2 = M_b / M  sum_b (k_b - mean k)^2 / (B - 1),   b = 1, ..., B
+
+    The variance of k-hat falls as 1/M, the number of weights in the tail, of which a batch has M_b. The error says
+    nothing of what no batch has seen.
+
+    Args:
+        log_weights: (S,) with S >= 25 B, normalised or not, in the order of the draws.
+        batches: B.
+
+    Returns:
+        the error; inf if some k_b are infinite and 0 if all are, and equal.
+    """
+    at_least("batches", batches, 2)
+    size = len(check_log_weights(log_weights)) // batches
+    parts = torch.tensor([pareto_k(part) for part in log_weights.split(size)[:batches]], dtype=torch.float64)
+    if not parts.isfinite().all():
+        return 0.0 if bool((parts == parts[0]).all()) else math.inf
+    return float(parts.std()) * math.sqrt(_tail_length(size) / _tail_length(len(log_weights)))
 
 
 def pareto_k_threshold(num_samples: int) -> float:

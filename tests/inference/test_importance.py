@@ -19,6 +19,7 @@ from pyro_realnvp import (
     effective_sample_size,
     importance_sample,
     pareto_k,
+    pareto_k_spread,
     pareto_k_threshold,
     pareto_smooth,
     realnvp_transforms,
@@ -220,6 +221,29 @@ def test_k_hat_at_the_edges() -> None:
     assert (pareto_smooth(outside)[::2] == -math.inf).all()
     with pytest.raises(ValueError, match="Pareto fit must be at least 25, but got 24"):
         pareto_k(torch.randn(24))
+
+
+@pytest.mark.parametrize("k", [0.3, 0.7])
+def test_spread_of_k_hat(k: float) -> None:
+    """That of batches of the same draws against that of k-hat from one sample to the next."""
+    samples = [pareto_weights(k, 4000, seed) for seed in range(60)]
+    truth = torch.tensor([pareto_k(sample) for sample in samples]).std()
+    estimates = torch.tensor([pareto_k_spread(sample) for sample in samples])
+    assert estimates.mean() == pytest.approx(truth.item(), rel=0.3)
+    draws = ImportanceSamples({}, samples[0])
+    assert draws.pareto_k_spread == pareto_k_spread(samples[0])
+
+
+def test_spread_of_k_hat_at_the_edges() -> None:
+    assert pareto_k_spread(torch.zeros(250)) == 0
+    torch.manual_seed(0)
+    part = torch.zeros(250)
+    part[:100] = torch.randn(100)
+    assert pareto_k_spread(part) == math.inf
+    with pytest.raises(ValueError, match="Pareto fit must be at least 25, but got 24"):
+        pareto_k_spread(torch.randn(249))
+    with pytest.raises(ValueError, match="batches must be at least 2, but got 1"):
+        pareto_k_spread(torch.randn(250), batches=1)
 
 
 def test_threshold() -> None:
