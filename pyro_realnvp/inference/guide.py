@@ -116,6 +116,7 @@ class AutoRealNVP(AutoContinuous):
         super().__init__(model, init_loc_fn=_median_or_feasible if init_loc_fn is None else init_loc_fn)
         self._init_scale = 0.1 if init_scale is None else init_scale
         self._transforms = transforms
+        self._plain_model = (model,)  # not registered as a submodule
         if name is not None:
             self._pyro_name = name
         # Follows .to() and .double() before there is a flow.
@@ -268,7 +269,7 @@ class AutoRealNVP(AutoContinuous):
         """Copies the guide under another name, for the same model."""
         other = type(self).__new__(type(self))
         memo[id(self)] = other
-        shared = {"_model", "master", "prototype_trace", "plates", "create_plates", "_transforms"}
+        shared = {"_model", "_plain_model", "master", "prototype_trace", "plates", "create_plates", "_transforms"}
         for key, value in self.__dict__.items():
             other.__dict__[key] = value if key in shared else copy.deepcopy(value, memo)
         other._pyro_name = f"{self._pyro_name}_copy{next(_copies)}"
@@ -277,7 +278,8 @@ class AutoRealNVP(AutoContinuous):
     def __getstate__(self) -> dict[str, Any]:
         # Pyro's own __getstate__ also removes the model from the guide that is saved. Parameters in the store carry
         # weak references, and their copies do not.
-        return {**self.__dict__, "_model": None, "master": None, "_modules": copy.deepcopy(self._modules)}
+        gone = dict.fromkeys(("_model", "_plain_model", "master"))
+        return {**self.__dict__, **gone, "_modules": copy.deepcopy(self._modules)}
 
 
 def _median_or_feasible(site: dict[str, Any]) -> Tensor:

@@ -36,7 +36,7 @@ def constrained(guide: AutoContinuous, x: Tensor) -> tuple[dict[str, Tensor], Te
 def log_joint(guide: AutoContinuous, x: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
     """Computes log p(y, data) + log|det dy/dx| of one unconstrained x (D,), of shape ()."""
     values, log_det = constrained(guide, x)
-    trace = poutine.trace(poutine.condition(guide.model, data=values)).get_trace(*args, **kwargs)
+    trace = poutine.trace(poutine.condition(_plain_model(guide), data=values)).get_trace(*args, **kwargs)
     return log_prob_of(prune_subsample_sites(trace), None) + log_det
 
 
@@ -60,8 +60,18 @@ def log_joints(
         batch_dims = len(prototype.nodes[name]["fn"].batch_shape)
         values[name] = value.reshape(len(x), *(1,) * (nesting - batch_dims), *value.shape[1:])
     with pyro.plate("_rows", len(x), dim=-1 - nesting):
-        trace = poutine.trace(poutine.condition(guide.model, data=values)).get_trace(*args, **kwargs)
+        trace = poutine.trace(poutine.condition(_plain_model(guide), data=values)).get_trace(*args, **kwargs)
     return log_prob_of(prune_subsample_sites(trace), -1 - nesting) + log_det
+
+
+def _plain_model(guide: AutoContinuous) -> Any:
+    """Returns the model without Pyro's ``InitMessenger``, if the guide has kept it.
+
+    That handler runs before ``condition``: for every site of every run it draws 15 values from the prior, which are
+    thrown away, and it raises an error where a scale has overflowed and nothing can be drawn.
+    """
+    kept = getattr(guide, "_plain_model", None)
+    return guide.model if kept is None else kept[0]
 
 
 def log_prob_of(trace: Trace, dim: int | None) -> Tensor:

@@ -246,3 +246,22 @@ def test_log_joints_of_data_in_more_plates() -> None:
     assert nesting == 2
     expected = torch.stack([log_joint(guide, row, (), {}) for row in x])
     torch.testing.assert_close(log_joints(guide, x, (), {}, nesting=nesting), expected)
+
+
+def test_log_joints_draw_nothing_from_the_prior() -> None:
+    """Where a scale overflows or vanishes there is nothing to draw from, and the density is merely not finite."""
+
+    def model() -> None:
+        scale = pyro.sample("scale", dist.HalfCauchy(1.0))
+        pyro.sample("b", dist.Normal(0.0, scale))
+
+    guide = AutoRealNVP(model, init_scale=0.1)
+    guide.initialize()
+    x = torch.tensor([[-200.0, 1.0], [200.0, 1.0], [0.0, 1.0]])
+    with pyro.validation_enabled(False):
+        state = pyro.util.get_rng_state()["torch"]
+        values = log_joints(guide, x, (), {}, nesting=0)
+        one = log_joint(guide, x[2], (), {})
+    assert torch.equal(state, pyro.util.get_rng_state()["torch"])
+    assert values.isfinite().tolist() == [False, False, True]
+    torch.testing.assert_close(values[2], one)
