@@ -176,6 +176,12 @@ class AutoRealNVP(AutoContinuous):
                 )
             density, batch, steps = (one_by_one, 8, 60) if reason else (at_once, 32, 200)
             loc, scale = best_gaussian(density, loc, self._init_scale, batch=batch, steps=steps)
+            if torch.equal(scale, self._init_scale * torch.eye(len(loc)).to(scale)):
+                warnings.warn(
+                    f"{self._pyro_name} has found no start: no Gaussian of its search is better than deviations of "
+                    f"{self._init_scale}. Give init_loc_fn or init_scale, and watch the first losses.",
+                    stacklevel=2,
+                )
         return loc, scale, 1.0
 
     def _build(self, loc: Tensor, scale: Tensor, init_scale: float = 1.0) -> None:

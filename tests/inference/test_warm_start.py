@@ -145,6 +145,26 @@ def test_the_mode_is_where_the_search_begins_and_not_its_result() -> None:
     assert (score.mean(0).abs() * 0.001 < 0.6).all()  # 1.15 at the mode
 
 
+def test_horseshoe() -> None:
+    """Heavy tails and a funnel for each of 20 coefficients, three of which are not 0; from every of three seeds."""
+    x = torch.randn(100, 20, generator=torch.Generator().manual_seed(0))
+    y = (x[:, :3].sum(1) > 0).float()
+
+    def log_density(z: Tensor) -> Tensor:
+        scales, beta = z[:, :21], z[:, 21:]
+        log_p = (scales - torch.log1p((2 * scales).exp())).sum(1)
+        deviation = (scales[:, :1] + scales[:, 1:]).exp()
+        log_p = log_p - (0.5 * (beta / deviation).square() + deviation.log()).sum(1)
+        return log_p - torch.nn.functional.softplus((1 - 2 * y) * (beta @ x.T)).sum(1)
+
+    for seed in range(3):
+        torch.manual_seed(seed)
+        mu, tril = best_gaussian(log_density, torch.zeros(41), 0.1, batch=32, steps=200)
+        z = torch.randn(2000, 41)
+        elbo = log_density(mu + z @ tril.T) + tril.diagonal().log().sum()
+        assert elbo.mean() > -75, elbo.mean()
+
+
 # ------------------------------------------------------------------------------------------------------- of a model
 
 
@@ -265,3 +285,14 @@ def test_log_joints_draw_nothing_from_the_prior() -> None:
     assert torch.equal(state, pyro.util.get_rng_state()["torch"])
     assert values.isfinite().tolist() == [False, False, True]
     torch.testing.assert_close(values[2], one)
+
+
+def test_a_search_that_finds_nothing_says_so() -> None:
+    def model() -> None:
+        x = pyro.sample("x", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        pyro.sample("overflow", dist.Normal(1e30 * (1 + x.square().sum(-1)), 1.0), obs=torch.tensor(0.0))
+
+    guide = AutoRealNVP(model)
+    with pytest.warns(UserWarning, match=r"AutoRealNVP has found no start.*init_loc_fn"):
+        guide.initialize()
+    torch.testing.assert_close(guide.transform[-1].scale.diagonal(), torch.full((3,), 0.1))
