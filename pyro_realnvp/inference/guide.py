@@ -79,7 +79,8 @@ class AutoRealNVP(AutoContinuous):
     vectorised run of the model each, and with a warning fewer where the model cannot be vectorised). SVI then starts
     from a good Gaussian in whitened coordinates, where one learning rate suits most models. With ``init_loc_fn`` or
     ``init_scale``, and for more than 256 latents, the guide starts as N(init_loc, init_scale^2 I) instead, L = I, and
-    nothing is fitted beforehand.
+    nothing is fitted beforehand; so it does, with a warning, if the search finds nothing better. From such a narrow
+    start, too, the couplings stay calm (:func:`default_transforms`).
 
         guide = AutoRealNVP(model)
         svi = SVI(model, guide, ClippedAdam({"lr": 5e-3, "lrd": 0.999}), Trace_ELBO(32, vectorize_particles=True))
@@ -94,7 +95,7 @@ class AutoRealNVP(AutoContinuous):
     Args:
         model: a Pyro model with continuous latents.
         transforms: builds the flow: maps D to transforms latent -> data of events (D,), as the builders of this
-            package do. By default eight couplings that stay calm (:func:`default_transforms`); for several modes or
+            package do. By default :func:`default_transforms`, eight couplings; for several modes or
             heavy tails, ``flowpp_transforms``.
         init_loc_fn: a per-site function from ``pyro.infer.autoguide.initialization``; ``init_to_median`` by default.
         init_scale: standard deviation of every unconstrained latent at the start; 0.1 by default.

@@ -20,7 +20,8 @@ from pyro.infer.autoguide import AutoDiagonalNormal, AutoNormal
 from pyro.optim import Adam, ClippedAdam
 from torch import Tensor
 
-from pyro_realnvp import AutoRealNVP
+from pyro_realnvp import MLP, AutoRealNVP
+from pyro_realnvp.inference.steady import SteadyMLP
 
 documented = partial(ClippedAdam, {"lr": 5e-3, "lrd": 0.999})
 
@@ -66,6 +67,24 @@ def three() -> None:
     c = pyro.sample("c", dist.Beta(2.0, 3.0))
     with pyro.plate("data", 5):
         pyro.sample("y", dist.Normal(a + c, b + 0.1), obs=torch.tensor([0.5, 1.0, 1.5, 0.8, 1.2]))
+
+
+def leap(net: torch.nn.Module, inputs: int) -> float:
+    """How far one step of Adam, in units of its rate, moves outputs that are all pulled upwards."""
+    x = torch.randn(1000, inputs) + 1  # of one mean, so that all weights pull alike
+    before = net(x).detach()
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
+    for _ in range(2):  # the second also moves the layers before the last
+        optimizer.zero_grad()
+        (-net(x).mean()).backward()
+        optimizer.step()
+    return (net(x) - before).abs().mean().item() / 1e-3
+
+
+def test_a_step_of_the_network_is_one_of_few_inputs() -> None:
+    steady = [leap(SteadyMLP(inputs, 4), inputs) for inputs in (2, 16, 128, 1024)]
+    assert max(steady) < 6, steady
+    assert leap(MLP(1024, 4, hidden=(64, 64), gain=0.25, skip=0.3), 1024) > 300
 
 
 def losses(model: Callable[[], None], guide: Any, steps: int, optimizer: Callable[[], Any] = documented) -> Tensor:
