@@ -388,7 +388,9 @@ def gaussian() -> None:
 
 def test_neutra_and_importance_sampling() -> None:
     guide = AutoRealNVP(gaussian, small)
-    guide.initialize()
+    svi = SVI(gaussian, guide, ClippedAdam({"lr": 1e-2}), Trace_ELBO(32, vectorize_particles=True))
+    for _ in range(100):  # before, the effective sample size is between 10 and 1300, by chance
+        svi.step()
     weighted = importance_sample(gaussian, guide, num_samples=3000, parallel=True)
     mean = (weighted.log_weights.softmax(0) * weighted.samples["b"].flatten()).sum().item()
     assert weighted.effective_sample_size > 1000
