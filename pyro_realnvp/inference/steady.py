@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from .._runtime.construction import recorded
@@ -23,6 +24,8 @@ class SteadyMLP(MLP):
         in_channels, out_channels, hidden, gain, skip, context_shape, context_dim, mask, level: as of ``MLP``;
             ``skip`` is k.
     """
+
+    input_scale: Tensor
 
     def __init__(
         self,
@@ -48,7 +51,8 @@ class SteadyMLP(MLP):
             mask=mask,
             level=level,
         )
-        self.input_scale = min(1.0, 16 / max(1, in_channels))
+        # In the state, so that a state of version 0.1, whose weights would mean another density, is refused.
+        self.register_buffer("input_scale", torch.tensor(min(1.0, 16 / max(1, in_channels))))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         return super().forward(self.input_scale * x, context) / 4

@@ -144,3 +144,12 @@ def test_heavy_tails_in_half_the_steps() -> None:
     flow, normal = losses(model, AutoRealNVP(model), 200), losses(model, AutoNormal(model), 400)
     print(f"\n{flow[-50:].mean():.2f} in 200 steps; AutoNormal {normal[-50:].mean():.2f} in 400")
     assert flow[-50:].mean() < normal[-50:].mean()
+
+
+def test_a_state_of_another_network_is_refused() -> None:
+    """That of version 0.1 has the same weights, which its networks read otherwise."""
+    guide = AutoRealNVP(lognormals, init_scale=1.0)
+    guide.initialize()
+    state = {key: value for key, value in guide.state_dict().items() if not key.endswith("input_scale")}
+    with pytest.raises(RuntimeError, match="input_scale"):
+        AutoRealNVP(lognormals, init_scale=1.0).load_state_dict(state)
