@@ -33,7 +33,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -49,9 +49,10 @@ from torch import Tensor, nn
 from torch.distributions import Normal, biject_to, constraints
 from torch.utils.data import DataLoader, IterableDataset
 
-from pyro_realnvp import MLP, Chain, EmbedContext, Flow, StandardLogistic, fit, realnvp_transforms, save
+from pyro_realnvp import MLP, Chain, EmbedContext, Flow, StandardLogistic, realnvp_transforms, save
 
 from shared.checkpoints import load_flow
+from shared.density_training import fit_density
 from shared.metrics import Metrics
 from shared.options import Config, add_options, ending_if_diverged, fail, resolve_device, set_seed
 from shared.pictures import save_figure
@@ -195,24 +196,7 @@ def train(flow: Flow, options: argparse.Namespace, device: torch.device, metrics
         theta, x = sample_pairs(options.simulations, device)
         data, validation = (theta[:cut], x[:cut]), (theta[cut:], x[cut:])
 
-    def write(row: Mapping[str, float]) -> None:
-        held_out = {} if validation is None else {"validation_nats": row["validation"]}
-        metrics.write({"step": row["step"], "loss": row["loss"], **held_out, "seconds": metrics.seconds})
-
-    fit(
-        flow,
-        data,
-        validation=validation,
-        steps=options.steps,
-        batch_size=options.batch,
-        learning_rate=options.lr,
-        weight_decay=0.0,
-        noise=0.0,
-        patience=options.patience,
-        interval=options.interval,
-        ema=options.ema,
-        callback=write,
-    )
+    fit_density(flow, data, validation, options, metrics)
 
 
 # --------------------------------------------------------------------------------------------------- calibration

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -30,9 +30,10 @@ from sklearn.datasets import make_moons
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from pyro_realnvp import MLP, Flow, StandardNormal, fit, realnvp_transforms, save
+from pyro_realnvp import MLP, Flow, StandardNormal, realnvp_transforms, save
 
 from shared.checkpoints import load_flow
+from shared.density_training import fit_density
 from shared.metrics import Metrics
 from shared.options import Config, add_options, ending_if_diverged, fail, resolve_device, set_seed
 from shared.pictures import save_figure
@@ -109,24 +110,7 @@ def train(flow: Flow, options: argparse.Namespace, metrics: Metrics) -> None:
         # the density that it leaves between them is as good as zero.
         jitter = options.jitter
 
-    def write(row: Mapping[str, float]) -> None:
-        held_out = {} if validation is None else {"validation_nats": row["validation"]}
-        metrics.write({"step": row["step"], "loss": row["loss"], **held_out, "seconds": metrics.seconds})
-
-    fit(
-        flow,
-        data,
-        validation=validation,
-        steps=options.steps,
-        batch_size=options.batch,
-        learning_rate=options.lr,
-        weight_decay=0.0,
-        noise=jitter,
-        patience=options.patience,
-        interval=options.interval,
-        ema=options.ema,
-        callback=write,
-    )
+    fit_density(flow, data, validation, options, metrics, noise=jitter)
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ nodes and tensors. Reading looks every name up in a fixed table: it imports and 
 """
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributions import Transform, transforms
 
 from ._runtime.construction import ACTIVATIONS, MARKED, Call, Item, Name, Unrecordable, record_of
+from ._runtime.state import load_all_or_nothing
 from .bijections.bijection import Inverse
 
 Description = dict[str, Any]
@@ -173,7 +174,17 @@ class _Reader:
         raise ValueError(f"The configuration has a value that is not known: {value!r:.200}")
 
 
-def fill_meta_buffers(module: nn.Module) -> bool:
+def load_state(
+    module: nn.Module, load: Callable[..., Any], state_dict: Mapping[str, Any], *, strict: bool, assign: bool
+) -> Any:
+    """Loads a state all or nothing, and leaves nothing on the meta device; see :func:`load_all_or_nothing`."""
+    result = load_all_or_nothing(module, load, state_dict, strict=strict, assign=assign)
+    if assign and _fill_meta_buffers(module):
+        load(state_dict, strict=strict, assign=False)  # again, for buffers that follow from others
+    return result
+
+
+def _fill_meta_buffers(module: nn.Module) -> bool:
     """Computes the buffers that no state has (masks, say) of a Module that was made on the meta device.
 
     Returns whether there were any.

@@ -12,12 +12,11 @@ from torch.distributions import Distribution, Transform, constraints
 from ._runtime.autocast import upcast
 from ._runtime.checks import check_context, check_floating, positive, values_are_known
 from ._runtime.construction import recorded
-from ._runtime.state import load_all_or_nothing
 from .bases import Base
 from .bijections.bijection import Bijection
 from .bijections.chain import Chain
 from .bijections.support import finite
-from .description import fill_meta_buffers
+from .description import load_state
 from .networks.channel_norm import ChannelNorm
 from .summary import summary
 
@@ -92,13 +91,15 @@ class Flow(nn.Module):
     def _conditioned(self, context: Tensor | None) -> Bijection:
         if context is None:
             return self.transforms
+        if self.transforms.is_conditional:
+            return self.transforms.condition(context)  # which checks the context
         check_context("Flow", context)
-        if not self.transforms.is_conditional and getattr(self.base, "context_shape", None) is None:
+        if getattr(self.base, "context_shape", None) is None:
             raise ValueError(
                 f"Flow was built without a context, but got one of shape {tuple(context.shape)}; pass context_shape "
                 f"when building its transforms."
             )
-        return self.transforms.condition(context)
+        return self.transforms
 
     def _check_support(self, x: Tensor) -> None:
         constraint = self.transforms.codomain
@@ -117,10 +118,7 @@ class Flow(nn.Module):
 
         Neither the values nor, with ``assign``, the Parameters themselves, which an optimizer may hold.
         """
-        result = load_all_or_nothing(self, super().load_state_dict, state_dict, strict=strict, assign=assign)
-        if assign and fill_meta_buffers(self):
-            super().load_state_dict(state_dict, strict=strict)  # again, for buffers that follow from others
-        return result
+        return load_state(self, super().load_state_dict, state_dict, strict=strict, assign=assign)
 
     def distribution(self, context: Tensor | None = None) -> dist.TransformedDistribution:
         """Returns the Pyro distribution of x, of event shape ``event_shape``, with the batch shape of the context."""

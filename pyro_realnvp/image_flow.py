@@ -8,10 +8,9 @@ from torch import Size, Tensor, nn
 
 from ._runtime.checks import at_least
 from ._runtime.construction import recorded
-from ._runtime.state import load_all_or_nothing
 from .bijections.support import unbounded
 from .dequantization import Dequantized
-from .description import fill_meta_buffers
+from .description import load_state
 from .flow import Flow
 
 
@@ -78,10 +77,7 @@ class ImageFlow(nn.Module):
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Loads a state all or nothing: before an error nothing has changed."""
-        result = load_all_or_nothing(self, super().load_state_dict, state_dict, strict=strict, assign=assign)
-        if assign and fill_meta_buffers(self):
-            super().load_state_dict(state_dict, strict=strict)  # again, for buffers that follow from others
-        return result
+        return load_state(self, super().load_state_dict, state_dict, strict=strict, assign=assign)
 
     def summary(self) -> str:
         """Returns a table of the layers of both flows; see :meth:`~pyro_realnvp.Flow.summary`."""

@@ -57,9 +57,9 @@ class Chain(Composite):
             self._event_dims.append(len(shape) - len(part.event_shape))
             shape = part.forward_shape(shape)
         # Parts that take no context receive none where others do; where none does, they say that they take none.
-        self._conditional = [part.is_conditional for part in parts]
-        if not any(self._conditional):
-            self._conditional = [True] * len(parts)
+        conditional = [part.is_conditional for part in parts]
+        self._takes_context = any(conditional)
+        self._conditional = conditional if self._takes_context else [True] * len(parts)
         super().__init__(first, shape, cache_size=cache_size)
         for index, part in enumerate(parts):
             self.add_module(str(index), part)
@@ -67,6 +67,10 @@ class Chain(Composite):
     @property
     def bijections(self) -> list[Bijection]:
         return list(self._modules.values())  # type: ignore[arg-type]
+
+    @property
+    def is_conditional(self) -> bool:
+        return self._takes_context
 
     def _constraint(self, *, output: bool) -> constraints.Constraint:
         inner = self[-1].codomain if output else self[0].domain

@@ -75,19 +75,19 @@ class AutoRealNVP(AutoContinuous):
 
     with couplings f that start as the identity and learned ``shift`` and ``log_scale`` that start at 0. ``loc`` and
     ``L`` are constants found when the guide first sees the model: the Gaussian with the highest ELBO among a few that
-    match the gradients of the log-density (:mod:`pyro_realnvp.warm_start`; a few hundred batches of gradients, in one
-    vectorised run of the model each, and with a warning fewer where the model cannot be vectorised). SVI then starts
-    from a good Gaussian in whitened coordinates, where one learning rate suits most models. With ``init_loc_fn`` or
-    ``init_scale``, and for more than 256 latents, the guide starts as N(init_loc, init_scale^2 I) instead, L = I, and
-    nothing is fitted beforehand; so it does, with a warning, if the search finds nothing better. From such a narrow
-    start, too, the couplings stay calm (:func:`default_transforms`).
+    match the gradients of the log-density (:mod:`pyro_realnvp.inference.warm_start`; a few hundred batches of
+    gradients, in one vectorised run of the model each, and with a warning fewer where the model cannot be vectorised).
+    SVI then starts from a good Gaussian in whitened coordinates, where one learning rate suits most models. With
+    ``init_loc_fn`` or ``init_scale``, and for more than 256 latents, the guide starts as N(init_loc, init_scale^2 I)
+    instead, L = I, and nothing is fitted beforehand; so it does, with a warning, if the search finds nothing better.
+    From such a narrow start, too, the couplings stay calm (:func:`default_transforms`).
 
         guide = AutoRealNVP(model)
         svi = SVI(model, guide, ClippedAdam({"lr": 5e-3, "lrd": 0.999}), Trace_ELBO(32, vectorize_particles=True))
 
     With vectorised particles the gradient of the ELBO is that of the path of the draws alone, which vanishes as the
-    guide reaches the posterior (:mod:`pyro_realnvp.path_gradient`), at the cost of a second pass through the flow; no
-    setting is needed, for other bounds either.
+    guide reaches the posterior (:mod:`pyro_realnvp.inference.path_gradient`), at the cost of a second pass through the
+    flow; no setting is needed, for other bounds either.
 
     The flow is built by :meth:`initialize` or the first call. A state loads into a fresh guide before that. A single
     latent has nothing to be coupled with, and gets a mixture of logistics.

@@ -6,7 +6,6 @@ import torch
 from torch import Size, Tensor, nn
 from torch.nn import functional as F
 
-from .._runtime.checks import at_least
 from .._runtime.construction import recorded
 from .conditioner import Conditioner
 
@@ -140,8 +139,7 @@ class GatedAttention(Conditioner):
         level: int = 0,
     ) -> None:
         super().__init__(context_shape, context_dim)
-        at_least("in_channels of GatedAttention", in_channels)
-        at_least("out_channels of GatedAttention", out_channels)
+        self.check_channels(in_channels, out_channels, fewest=1)
         if heads < 1 or hidden % heads:
             raise ValueError(f"GatedAttention needs heads that divide hidden={hidden}, but got heads={heads}.")
         if size is None and mask is not None:

@@ -11,6 +11,7 @@ import torch
 from torch import Size, Tensor, nn
 
 from .._runtime.batches import flatten_batch
+from .._runtime.checks import at_least
 
 
 def shape_of_context(name: str, context_shape: int | Sequence[int] | None, context_dim: int = 0) -> Size | None:
@@ -50,6 +51,11 @@ class Conditioner(nn.Module):
     def __init__(self, context_shape: int | Sequence[int] | None = None, context_dim: int = 0) -> None:
         super().__init__()
         self.context_shape = shape_of_context(type(self).__name__, context_shape, context_dim)
+
+    def check_channels(self, in_channels: int, out_channels: int, *, fewest: int = 0) -> None:
+        """Raises a ValueError unless there are ``fewest`` input channels or more, and an output channel."""
+        at_least(f"in_channels of {type(self).__name__}", in_channels, fewest)
+        at_least(f"out_channels of {type(self).__name__}", out_channels)
 
     @property
     def map_channels(self) -> int:

@@ -7,7 +7,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .._runtime.autocast import full_precision
-from .._runtime.checks import at_least
 from .._runtime.construction import recorded
 from .channel_norm import ChannelNorm
 from .conditioner import Conditioner
@@ -61,8 +60,7 @@ class ZeroConv(Conditioner):
         context_dim: int = 0,
     ) -> None:
         super().__init__(context_shape, context_dim)
-        at_least(f"in_channels of {type(self).__name__}", in_channels, 0)
-        at_least(f"out_channels of {type(self).__name__}", out_channels)
+        self.check_channels(in_channels, out_channels)
         channels = in_channels + self.map_channels
         self.conv = _EdgeConv2d(channels, out_channels, 0.0)
         self.bias = nn.Parameter(torch.zeros(out_channels))
@@ -114,8 +112,7 @@ class ConvNet(Conditioner):
         level: int = 0,
     ) -> None:
         super().__init__(context_shape, context_dim)
-        at_least(f"in_channels of {type(self).__name__}", in_channels, 0)
-        at_least(f"out_channels of {type(self).__name__}", out_channels)
+        self.check_channels(in_channels, out_channels)
         channels = in_channels + self.map_channels
         self.conv1 = _EdgeConv2d(channels, hidden, 0.05)
         self.norm1 = ChannelNorm(hidden)

@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from .._runtime.checks import at_least
 from .._runtime.construction import recorded
 from .conditioner import Conditioner
 
@@ -46,8 +45,7 @@ class MLP(Conditioner):
         level: int = 0,
     ) -> None:
         super().__init__(context_shape, context_dim)
-        at_least("in_channels of MLP", in_channels, 0)
-        at_least("out_channels of MLP", out_channels)
+        self.check_channels(in_channels, out_channels)
         self.in_channels, self.gain, self.skip = in_channels, gain, skip
         width = inputs = in_channels + (self.context_shape.numel() if self.context_shape else 0)
         layers: list[nn.Module] = []

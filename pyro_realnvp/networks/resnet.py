@@ -9,7 +9,6 @@ from torch.nn import functional as F
 
 from .._runtime.autocast import at_least_float32
 from .._runtime.batch_statistics import statistics_are_held
-from .._runtime.checks import at_least
 from .._runtime.collectives import moments
 from .._runtime.construction import recorded
 from .conditioner import Conditioner
@@ -133,8 +132,7 @@ class ResNet(Conditioner):
         level: int = 0,
     ) -> None:
         super().__init__(context_shape, context_dim)
-        at_least("in_channels of ResNet", in_channels)
-        at_least("out_channels of ResNet", out_channels)
+        self.check_channels(in_channels, out_channels, fewest=1)
         width = hidden * 2**level
         channels = in_channels + self.map_channels
         self.register_buffer("mask", None if mask is None else mask[:1].to(torch.get_default_dtype()), persistent=False)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -20,41 +22,48 @@ _PLAIN_SAMPLERS = (RandomSampler, SequentialSampler)
 _LOADER_OPTIONS = ("batch_size", "num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn", "generator")
 
 
-class Rows:
+class Rows(ABC):
     """Base class of the data of a training: batches without end, or once through."""
 
     device: torch.device
 
     @property
+    @abstractmethod
     def count(self) -> int | None:
         """Number of rows, if it is known."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def batches_per_epoch(self) -> int | None:
         """Number of batches in a pass over the data, if it is known."""
-        raise NotImplementedError
 
-    @property
+    @cached_property
+    @abstractmethod
     def first(self) -> Batch:
-        """A batch for data-dependent initialisation."""
-        raise NotImplementedError
+        """A batch for data-dependent initialisation; always the same one."""
 
-    @property
+    @abstractmethod
     def standard_deviation(self) -> Tensor:
-        """Standard deviation of every element of x, of the shape of an event; of a DataLoader: over its first batch."""
-        raise NotImplementedError
+        """Computes that of every element of x, of the shape of an event; of a DataLoader: over its first batch."""
 
-    def __iter__(self) -> Iterator[Batch]:
-        raise NotImplementedError
+    @abstractmethod
+    def __iter__(self) -> Iterator[Batch]: ...
 
+    @abstractmethod
     def once(self) -> Iterator[Batch]:
         """All rows, each once and in their order."""
-        raise NotImplementedError
 
+    @abstractmethod
     def split(self, fraction: float) -> tuple[Rows, Rows]:
         """Splits the rows at random, a fraction of them into the second part."""
-        raise NotImplementedError
+
+
+def _held(fraction: float, count: int) -> int:
+    """Returns how many rows are held out, at least one."""
+    held = max(1, round(fraction * count))
+    if held >= count:
+        raise ValueError(f"fit cannot hold out {fraction} of {count} rows; give validation=None or more rows.")
+    return held
 
 
 class TensorRows(Rows):
@@ -72,12 +81,11 @@ class TensorRows(Rows):
     def batches_per_epoch(self) -> int:
         return max(1, self.count // self.batch_size)
 
-    @property
+    @cached_property
     def first(self) -> Batch:
         rows = torch.randperm(self.count)[: max(256, self.batch_size)].to(self.device)
         return tuple(tensor[rows] for tensor in self.tensors)
 
-    @property
     def standard_deviation(self) -> Tensor:
         return self.tensors[0].std(0, correction=0)
 
@@ -89,9 +97,7 @@ class TensorRows(Rows):
         return zip(*(tensor.split(max(1000, self.batch_size)) for tensor in self.tensors), strict=True)
 
     def split(self, fraction: float) -> tuple[Rows, Rows]:
-        held = max(1, round(fraction * self.count))
-        if held >= self.count:
-            raise ValueError(f"fit cannot hold out {fraction} of {self.count} rows; give validation=None or more rows.")
+        held = _held(fraction, self.count)
         order = torch.randperm(self.count).to(self.device)
         parts = [tuple(tensor[rows] for tensor in self.tensors) for rows in (order[held:], order[:held])]
         return TensorRows(parts[0], self.batch_size), TensorRows(parts[1], self.batch_size)
@@ -117,11 +123,10 @@ class LoadedRows(Rows):
         except TypeError:
             return None
 
-    @property
+    @cached_property
     def first(self) -> Batch:
         return next(self.once())
 
-    @property
     def standard_deviation(self) -> Tensor:
         return self.first[0].std(0, correction=0)
 
@@ -151,12 +156,10 @@ class LoadedRows(Rows):
                     f"fit cannot hold out a fraction of a DataLoader with a {type(sampler).__name__}; give "
                     f"validation=None, or held-out data."
                 )
-        held = max(1, round(fraction * (count or 0)))
-        if count is None or held >= count:
-            raise ValueError(f"fit cannot hold out {fraction} of {count} rows; give validation=None or more rows.")
+        held = _held(fraction, count or 0)
         shuffled = isinstance(loader.sampler, RandomSampler)
         options: dict[str, Any] = {name: getattr(loader, name) for name in _LOADER_OPTIONS}
-        training, rest = random_split(loader.dataset, [count - held, held])
+        training, rest = random_split(loader.dataset, [(count or 0) - held, held])
         parts = (
             DataLoader(training, shuffle=shuffled, drop_last=loader.drop_last, **options),
             DataLoader(rest, **options),
@@ -236,7 +239,7 @@ def default_noise(flow: nn.Module, rows: Rows) -> Tensor | None:
     if not isinstance(flow, Flow) or not rows.count or not rows.first[0].is_floating_point():
         return None
     on_real_line = unbounded(flow.transforms.codomain)
-    return rows.standard_deviation * min(0.05, rows.count**-0.5) if on_real_line else None
+    return rows.standard_deviation() * min(0.05, rows.count**-0.5) if on_real_line else None
 
 
 def _tensor(value: Any, like: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from pyro_realnvp import (
 )
 from pyro_realnvp.training.data import default_noise, default_weight_decay, rows_of
 
-from zoo import calm_attention, convnet, features, mlp
+from zoo import calm_attention, convnet, features, mlp, resnet
 
 mpl.use("Agg")
 
@@ -191,6 +191,14 @@ def test_integer_images_in_bits_per_dim(dequantizer):
     assert 1.0 < history.best < 1.6  # a fair coin of four levels: 1 bit; uniform: 2
     assert all(norm.norm._is_initialized for norm in model.modules() if isinstance(norm, ActNorm))
     assert model.sample((3,)).dtype == torch.int64
+
+
+def test_images_are_validated_with_equal_noise():
+    shape = (1, 4, 4)
+    model = ImageFlow(Flow(StandardNormal(shape), [*realnvp_transforms(shape, net=resnet), Logit(0.05).inv]), 4).eval()
+    x = torch.randint(0, 4, (60, *shape), generator=torch.Generator().manual_seed(0))
+    history = fit(model, x, steps=20, interval=10, learning_rate=1e-12, weight_decay=0.0, ema=0.99999, **QUIET)
+    assert history.validation[1].item() == pytest.approx(history.validation[0].item(), abs=1e-3)
 
 
 def test_any_module_that_returns_a_log_density():
