@@ -22,11 +22,12 @@ from pyro_realnvp import (
     fit,
     flowpp_dequantizer,
     glow_transforms,
+    nice_transforms,
     realnvp_transforms,
 )
 from pyro_realnvp.training.data import default_noise, default_weight_decay, rows_of
 
-from zoo import calm_attention, convnet, features, mlp, resnet
+from zoo import calm_attention, convnet, features, mlp
 
 mpl.use("Agg")
 
@@ -195,7 +196,7 @@ def test_integer_images_in_bits_per_dim(dequantizer):
 
 def test_images_are_validated_with_equal_noise():
     shape = (1, 4, 4)
-    model = ImageFlow(Flow(StandardNormal(shape), [*realnvp_transforms(shape, net=resnet), Logit(0.05).inv]), 4).eval()
+    model = ImageFlow(Flow(StandardNormal(shape), [*nice_transforms(shape, net=mlp), Logit(0.05).inv]), 4).eval()
     x = torch.randint(0, 4, (60, *shape), generator=torch.Generator().manual_seed(0))
     history = fit(model, x, steps=20, interval=10, learning_rate=1e-12, weight_decay=0.0, ema=0.99999, **QUIET)
     assert history.validation[1].item() == pytest.approx(history.validation[0].item(), abs=1e-3)
