@@ -32,6 +32,11 @@ def load_flow(path: Path, build: Callable[[Config], nn.Module]) -> Any:
     except ValueError as error:
         fail(str(error))
     config = configuration_beside(path)
+    if config.get("dequantization") is not None:
+        fail(
+            f"{path} was written by version 0.1, whose Flow++ drew the noise of dequantization by a numerical search; "
+            f"now it is drawn in closed form, by another network. Train it again, or sample with version 0.1."
+        )
     try:
         flow = build(config)
     except (KeyError, TypeError, ValueError) as error:

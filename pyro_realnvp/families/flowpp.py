@@ -122,7 +122,8 @@ def flowpp_dequantizer(
     """Builds the variational dequantization of Flow++: noise on (0, 1) given an integer image. Ho et al. (2019), 4.1.
 
     Couplings between even and odd columns, then a sigmoid. All see the features of one network, whose input is the
-    image k / levels - 1/2.
+    image k / levels - 1/2. Noise is drawn in closed form, as in the released code, and so is its own density; the
+    density of other noise takes the search of :class:`~pyro_realnvp.MixtureLogistic`.
 
         dequantizer = Flow(StandardNormal(shape), flowpp_dequantizer(shape))
         Dequantized(density, levels, dequantizer=dequantizer)
@@ -152,7 +153,7 @@ def flowpp_dequantizer(
         masked=False,
     )
     flow = EmbedContext(Sandwich(outer, Chain(layers)), nn.Sequential(pack, features), shape)
-    return [flow.inv, SigmoidTransform()]
+    return [flow, SigmoidTransform()]
 
 
 def _couplings(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..description import describe, make
 
 _KEY = "pyro_realnvp"
-_FORMAT = 1
+_FORMAT = 2  # of 1, the dequantizer of Flow++ was built the other way round
 _ARGUMENT = "argument."  # begins the keys of tensors that belong to the description
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float64, torch.float32, torch.float16)}
 _DTYPES["bfloat16"] = torch.bfloat16
@@ -107,7 +107,12 @@ def load(path: str | Path, *, build: Callable[..., nn.Module] | None = None, dev
             f"{path} has weights but no configuration, as the files of version 0.1 and of other programs: make the "
             f"flow that they belong to and call flow.load_state_dict(safetensors.torch.load_file(path))."
         )
-    if config.get("format") != _FORMAT or config.get("dtype") not in _DTYPES:
+    if config.get("format") == 1 and '"flowpp_dequantizer"' in json.dumps(config):
+        raise ValueError(
+            f"{path} has a dequantizer of Flow++ from before version 0.2, which drew noise by a numerical search; now "
+            f"it is drawn in closed form, by another network. Train it again."
+        )
+    if config.get("format") not in (1, _FORMAT) or config.get("dtype") not in _DTYPES:
         raise ValueError(
             f"{path} has the format {config.get('format')!r:.50} and the dtype {config.get('dtype')!r:.50}, which this "
             f"version does not read."

@@ -277,7 +277,7 @@ def with_config(path, config):
 
 
 def configuration(nodes, root=-1):
-    return {"format": 1, "dtype": "float32", "description": {"nodes": nodes, "root": root}}
+    return {"format": 2, "dtype": "float32", "description": {"nodes": nodes, "root": root}}
 
 
 def flow_with(base):
@@ -291,9 +291,13 @@ def flow_with(base):
         ("[]", "no JSON object"),
         ("[" * 100_000, "no JSON"),
         ({}, "format None"),
-        ({"format": 2, "dtype": "float32"}, "format 2"),
-        ({"format": 1, "dtype": "object"}, "dtype 'object'"),
-        ({"format": 1, "dtype": "float32"}, "describes no flow"),
+        ({"format": 3, "dtype": "float32"}, "format 3"),
+        (
+            {**configuration([{"call": "flowpp_dequantizer", "arguments": {}}]), "format": 1},
+            "dequantizer of Flow.. from before version 0.2",
+        ),
+        ({"format": 2, "dtype": "object"}, "dtype 'object'"),
+        ({"format": 2, "dtype": "float32"}, "describes no flow"),
         (configuration([{"call": "eval", "arguments": {"source": "1"}}]), "'eval', which is no class or function"),
         (configuration([{"call": "os.system", "arguments": {"command": "touch x"}}]), "'os.system', which is no"),
         (configuration([{"call": "save", "arguments": {}}]), "'save', which is no"),
