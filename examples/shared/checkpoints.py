@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from pyro_realnvp import load
-from pyro_realnvp.training.checkpoint import read
+from pyro_realnvp.training.files import read_file
 
 from shared.options import Config, fail
 
@@ -26,7 +26,7 @@ def load_flow(path: Path, build: Callable[[Config], nn.Module]) -> Any:
     if not path.is_file():
         fail(f"There is no checkpoint {path}.")
     try:
-        weights, saved = read(path)
+        weights, saved = read_file(path)
         if saved is not None:
             return load(path, build=build if "build" in saved else None)
     except ValueError as error:

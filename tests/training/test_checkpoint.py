@@ -1,7 +1,6 @@
 """Files of flows: what is written by one process is the flow in another, and nothing else is executed."""
 
 import copy
-import json
 import os
 import pickle
 import subprocess
@@ -52,6 +51,7 @@ from pyro_realnvp import (
 )
 from pyro_realnvp._runtime.construction import MARKED
 from pyro_realnvp.testing import randomize
+from pyro_realnvp.training.files import write_file
 
 from zoo import Sinh
 
@@ -263,6 +263,8 @@ def test_a_function_of_the_users_makes_the_flow_again(tmp_path):
         load(tmp_path / "flow.safetensors")
     assert torch.equal(load(tmp_path / "flow.safetensors", build=build)(torch.ones(3)), flow(torch.ones(3)))
     with pytest.raises(ValueError, match="another architecture than build makes"):
+        load(tmp_path / "flow.safetensors", build=lambda size: vectors(realnvp_transforms(size, net=mlp)))
+    with pytest.raises(ValueError, match="much larger than the weights, which are 1 tensors of 1 numbers: a Linear"):
         load(tmp_path / "flow.safetensors", build=lambda size: vectors(realnvp_transforms(size)))
     with pytest.raises(ValueError, match="plain JSON"):
         save(flow, tmp_path / "flow.safetensors", build={"size": torch.ones(())})
@@ -272,8 +274,11 @@ def test_a_function_of_the_users_makes_the_flow_again(tmp_path):
 
 
 def with_config(path, config):
-    tensors = load_file(path)
-    save_file(tensors, path, {"pyro_realnvp": config if isinstance(config, str) else json.dumps(config)})
+    """Gives a file another configuration, and the checksum that belongs to it."""
+    if isinstance(config, str):
+        save_file(load_file(path), path, {"pyro_realnvp": config})
+    else:
+        write_file(path, load_file(path), config)
 
 
 def configuration(nodes, root=-1):
