@@ -39,6 +39,7 @@ from .networks.resnet import ResNet
 from .training.checkpoint import load, save
 from .training.fit import fit
 from .training.history import History
+from .training.resume import Checkpoint
 from .training.switches import rebuild, recalibrate, recompute, synchronize
 
 __version__ = "0.2.0.dev0"
@@ -50,7 +51,7 @@ __all__ = [  # noqa: RUF022  # in the order in which a user meets them
     "Flow", "Base", "StandardNormal", "StandardLogistic", "DiagonalNormal",
     "ImageFlow", "Dequantized", "bits_per_dim",
     # training
-    "fit", "History", "save", "load", "recompute", "rebuild", "synchronize", "recalibrate",
+    "fit", "History", "save", "load", "Checkpoint", "recompute", "rebuild", "synchronize", "recalibrate",
     # inference
     "AutoRealNVP", "FiniteELBO", "NeuTra", "IndependenceMH", "importance_sample", "ImportanceSamples",
     "effective_sample_size", "pareto_k", "pareto_k_spread", "pareto_k_threshold", "pareto_smooth",
