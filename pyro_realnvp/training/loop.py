@@ -62,10 +62,13 @@ class Batches(Iterator[Tensor]):
         return self.data[self.order[self.used - self.size : self.used]]
 
     def state_dict(self) -> dict[str, Any]:
-        return {"order": self.order, "used": self.used}
+        own = None if self.generator is None else self.generator.get_state()
+        return {"order": self.order, "used": self.used, "generator": own}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.order, self.used = state["order"].to(self.data.device), int(state["used"])
+        if self.generator is not None:
+            self.generator.set_state(state["generator"])
 
 
 def cosine_schedule(steps: int | None, *, warmup: int = 100) -> Callable[[int], float]:

@@ -22,6 +22,10 @@ _FORMAT = 1
 _SHARE = 0.02  # of the time, at most, for saving after intervals
 
 
+class CheckpointError(ValueError):
+    """Raised when the file of a checkpoint is damaged, or belongs to another training."""
+
+
 class Stateful(Protocol):
     """Has a state of tensors, numbers, strings, lists and dicts."""
 
@@ -84,7 +88,7 @@ class Checkpoint:
 
     Raises:
         BlockingIOError: on entering, if another process holds the lock; the message has its number.
-        ValueError: on entering, if the file is damaged or belongs to other settings.
+        CheckpointError: a ValueError, on entering or later, if the file is damaged or belongs to another training.
         OSError: if the file cannot be read or written.
     """
 
@@ -111,7 +115,7 @@ class Checkpoint:
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             if _rank() == 0:
-                stack.enter_context(_locked(self.path))
+                stack.enter_context(locked(self.path))
             self.saved = self._read()
             stack.enter_context(self._interruption)
             self._stack = stack.pop_all()
@@ -150,7 +154,7 @@ class Checkpoint:
         except ValueError as error:
             for name, part in parts.items():
                 part.load_state_dict(before[name])
-            raise ValueError(f"{self.path} is of another training: {error}") from error
+            raise CheckpointError(f"{self.path} is of another training: {error}") from error
 
     def constant(self, name: str, value: Any) -> Any:
         """Returns the value that the first process gave, such as the state of random numbers at the start."""
@@ -165,11 +169,11 @@ class Checkpoint:
             self.save()
         else:
             if unknown := sorted(self.saved["parts"].keys() - self.parts.keys()):
-                raise ValueError(f"{self.path} is of another training: it has a state of {unknown[0]!r} besides.")
+                raise CheckpointError(f"{self.path} is of another training: it has a state of {unknown[0]!r} besides.")
             try:
                 _load(RandomNumbers(), "random", dict(enumerate(self.saved["random"])), key=_rank())
             except ValueError as error:
-                raise ValueError(f"{self.path} is of another training: {error}") from error
+                raise CheckpointError(f"{self.path} is of another training: {error}") from error
         with self._interruption.waiting():
             yield
 
@@ -245,27 +249,30 @@ class Checkpoint:
     def _read(self) -> dict[str, Any] | None:
         if not self.path.exists():
             return None
-        tensors, config = read_file(self.path)
+        try:
+            tensors, config = read_file(self.path)
+        except ValueError as error:
+            raise CheckpointError(str(error)) from error
         if config is None or config.get("training") != _FORMAT:
-            raise ValueError(f"{self.path} holds no training that this version reads.")
+            raise CheckpointError(f"{self.path} holds no training that this version reads.")
         before = config.get("settings")
         if not isinstance(before, dict):
-            raise ValueError(f"{self.path} holds no training: it has no settings.")
+            raise CheckpointError(f"{self.path} holds no training: it has no settings.")
         for name in sorted(self.settings.keys() | before.keys()):
             if self.settings.get(name) != before.get(name):
-                raise ValueError(
+                raise CheckpointError(
                     f"{self.path} is of a training with {name} = {before.get(name)}, but this one has {name} = "
                     f"{self.settings.get(name)}."
                 )
         try:
             state = unflatten(config.get("state"), tensors)
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{self.path} holds no training: {error}") from error
+            raise CheckpointError(f"{self.path} holds no training: {error}") from error
         if not isinstance(state, dict):
-            raise ValueError(f"{self.path} holds no training: its state is a {type(state).__name__}.")
+            raise CheckpointError(f"{self.path} holds no training: its state is a {type(state).__name__}.")
         kinds = {"seconds": float} | ({} if "result" in state else {"parts": dict, "random": list})
         if any(not isinstance(state.get(name), kind) for name, kind in kinds.items()):
-            raise ValueError(f"{self.path} holds no training: a part of its state is missing.")
+            raise CheckpointError(f"{self.path} holds no training: a part of its state is missing.")
         return state
 
 
@@ -295,7 +302,7 @@ def _load(part: Stateful, name: str, states: Mapping[Any, Any], *, key: Any = No
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
     """Holds the lock of a file, and removes what a process that was killed has left half written."""
     import filelock  # comes with torch
 
