@@ -19,7 +19,8 @@ def fit_density(
     Args:
         data, validation: as :func:`pyro_realnvp.fit` takes them.
         options: steps, batch, lr, patience, interval and ema.
-        run: its metrics get a row with step, loss, seconds and, if there are held-out data, validation_nats; its checkpoint keeps the state.
+        run: its metrics get a row with step, loss, seconds and, if there are held-out data, validation_nats; its
+            checkpoint keeps the state.
         noise: standard deviation of noise that is added to the data at every step.
     """
 

@@ -30,7 +30,7 @@ class Metrics:
     def write(self, row: Mapping[str, Any]) -> None:
         self.rows.append(dict(row))
         if not self.quiet:
-            with self.path.open("a") as file:
+            with self.path.open("a" if len(self.rows) > 1 else "w") as file:
                 file.write(json.dumps(dict(row)) + "\n")
 
     @property

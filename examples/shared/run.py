@@ -7,7 +7,7 @@ Scripts that train several models in turn keep the state of each in a file of it
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -49,11 +49,11 @@ class Run:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[Checkpoint]:
-        """Opens the checkpoint of one training of several; end it by :meth:`finish_stage`.
+        """Opens the checkpoint of one training of several, in a folder of its own; end it by :meth:`finish_stage`.
 
         If it has ended already, ``checkpoint.result`` is what it ended with, and the metrics are those of then.
         """
-        with Checkpoint(self.folder / f"{name}.{STATE}", self.checkpoint.settings) as checkpoint:
+        with Checkpoint(self.folder / name / STATE, self.checkpoint.settings) as checkpoint:
             if checkpoint.result is None:
                 checkpoint.track(metrics=self.metrics)
             else:
@@ -66,7 +66,10 @@ class Run:
 
 @contextmanager
 def open_run(
-    options: argparse.Namespace, settings: Mapping[str, Any] | None = None, processes: Processes | None = None
+    options: argparse.Namespace,
+    settings: Mapping[str, Any] | None = None,
+    processes: Processes | None = None,
+    stages: Sequence[str] = (),
 ) -> Iterator[Run]:
     """Opens the run in the folder ``options.out``, and ends the script with one sentence where it has to end.
 
@@ -74,6 +77,7 @@ def open_run(
         options: of the command line, with those of :func:`shared.options.add_options`.
         settings: what must be the same when the run goes on; by default the options but for ``FREE``.
         processes: of the run, if it may have several.
+        stages: names of all that :meth:`Run.stage` may open.
     """
     if settings is None:
         settings = {name: value for name, value in vars(options).items() if name not in FREE}
@@ -82,16 +86,13 @@ def open_run(
     state = folder / STATE
     try:
         if options.fresh and first:
-            begin_anew(folder)
+            begin_anew(folder, stages)
         checkpoint = Checkpoint(state, settings, stop_after=None if minutes is None else 60 * minutes)
         with checkpoint:
             run = Run(options, checkpoint, Metrics(folder, quiet=not first))
-            if run.is_finished:
-                if first:
-                    outcome = checkpoint.result["outcome"]
-                    print(f"{folder} holds a finished run: {outcome}; --fresh begins anew.")
-            elif checkpoint.saved is None and first:
-                run.metrics.path.unlink(missing_ok=True)
+            if run.is_finished and first:
+                outcome = checkpoint.result["outcome"]
+                print(f"{folder} holds a finished run: {outcome}; --fresh begins anew.")
             yield run
     except KeyboardInterrupt:
         raise SystemExit(130) from None
@@ -106,8 +107,9 @@ def open_run(
         fail(f"{error} The last good state is in {state}; --on-nan skip goes on from there with half the rate.")
 
 
-def begin_anew(folder: Path) -> None:
+def begin_anew(folder: Path, stages: Sequence[str]) -> None:
     """Deletes the state and the metrics of an earlier run, unless a process is still at it."""
     with locked(folder / STATE):
-        for file in (*folder.glob(f"*{STATE}"), folder / "metrics.jsonl"):
-            file.unlink(missing_ok=True)
+        for part in (folder, *(folder / name for name in stages)):
+            for name in (STATE, "metrics.jsonl"):
+                (part / name).unlink(missing_ok=True)
