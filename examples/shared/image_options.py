@@ -16,7 +16,7 @@ SPEED = {
     "bf16": "networks in bfloat16 in training; the test is in float32",
     "channels-last": "networks on images with the channels last",
 }
-MLE_ONLY = ("minutes", "compile", "bf16", "clip", "weight_decay")
+MLE_ONLY = ("compile", "bf16", "clip", "weight_decay")
 SIZE_HELP = "cut the images of a folder to squares of this side (default: as they are)"
 MEMORY_HELP = "what backward needs is stored, or computed again: less memory, more time (default: %(default)s)"
 
