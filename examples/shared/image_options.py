@@ -71,5 +71,7 @@ def check_objective(args: argparse.Namespace, processes: Processes) -> None:
         return
     if processes.size > 1:
         fail(f"--objective svi runs in one process, but got {processes.size}.")
+    if args.on_nan != "stop":
+        fail("--on-nan skip applies to --objective mle alone, but got svi.")
     if plain := [name for name in MLE_ONLY if getattr(args, name)]:
         fail(f"--{plain[0].replace('_', '-')} applies to --objective mle alone, but got svi.")

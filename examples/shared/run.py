@@ -14,6 +14,7 @@ from typing import Any
 
 from pyro_realnvp import Checkpoint
 from pyro_realnvp.training.loop import DivergedError
+from pyro_realnvp.training.random_numbers import RandomNumbers
 from pyro_realnvp.training.resume import CheckpointError, locked
 
 from shared.metrics import Metrics
@@ -51,17 +52,19 @@ class Run:
     def stage(self, name: str) -> Iterator[Checkpoint]:
         """Opens the checkpoint of one training of several, in a folder of its own; end it by :meth:`finish_stage`.
 
-        If it has ended already, ``checkpoint.result`` is what it ended with, and the metrics are those of then.
+        If it has ended already, ``checkpoint.result`` is what it ended with.
         """
         with Checkpoint(self.folder / name / STATE, self.checkpoint.settings) as checkpoint:
             if checkpoint.result is None:
                 checkpoint.track(metrics=self.metrics)
             else:
                 self.metrics.load_state_dict(checkpoint.result["metrics"])
+                RandomNumbers().load_state_dict(checkpoint.result["random"])
             yield checkpoint
 
     def finish_stage(self, checkpoint: Checkpoint, **result: Any) -> None:
-        checkpoint.finish({"metrics": self.metrics.state_dict(), **result})
+        """Ends a stage; what follows finds the metrics and the random numbers of now, in a later process too."""
+        checkpoint.finish({"metrics": self.metrics.state_dict(), "random": RandomNumbers().state_dict(), **result})
 
 
 @contextmanager
