@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import uuid
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -100,7 +101,8 @@ class AutoRealNVP(AutoContinuous):
         init_loc_fn: a per-site function from ``pyro.infer.autoguide.initialization``; ``init_to_median`` by default.
         init_scale: standard deviation of every unconstrained latent at the start; 0.1 by default.
         name: of the guide, and of its parameters in Pyro's global store. Guides of one process whose parameters are
-            in the store at the same time need different names.
+            in the store at the same time need different names. A guide that was saved whole by ``torch.save`` has its
+            name when it is loaded; where that is taken by the first call, it goes on as ``<name>_2``, ``<name>_3``, ...
 
     Raises:
         ValueError: if ``init_scale`` is not positive; on the first call, if another guide of this process has
@@ -125,6 +127,7 @@ class AutoRealNVP(AutoContinuous):
         self._plain_model = (model,)  # not registered as a submodule
         if name is not None:
             self._pyro_name = name
+        self._origin, self._unpickled = uuid.uuid4().hex, False
         # Follows .to() and .double() before there is a flow.
         self.register_buffer("_zero", torch.zeros(()), persistent=False)
         self.transform: Chain | None = None
@@ -132,6 +135,11 @@ class AutoRealNVP(AutoContinuous):
     def initialize(self, *args: Any, **kwargs: Any) -> None:
         """Runs the model with these arguments and builds the flow; does nothing if that has happened."""
         if self.prototype_trace is None:
+            if self._model is None:
+                raise ValueError(
+                    f"{self._pyro_name} was saved whole before it had seen its model, which is not saved with it: call "
+                    f"guide.initialize(*args) before saving, or load its state_dict into AutoRealNVP(model)."
+                )
             self._setup_prototype(*args, **kwargs)
             if self.master is None:
                 with poutine.block():  # a call that follows creates its own
@@ -246,7 +254,7 @@ class AutoRealNVP(AutoContinuous):
         if _is_module_local_param_enabled():
             _ = self.transform  # reading the attribute of a PyroModule makes the statements
         else:
-            register(self._pyro_name, flow, flow[-1])
+            self._pyro_name = register(self._pyro_name, flow, flow[-1], origin=self._origin, unpickled=self._unpickled)
         result: dict[str, Tensor] = super().forward(*args, **kwargs)
         return result
 
@@ -292,6 +300,10 @@ class AutoRealNVP(AutoContinuous):
         # weak references, and their copies do not.
         gone = dict.fromkeys(("_model", "_plain_model", "master"))
         return {**self.__dict__, **gone, "_modules": copy.deepcopy(self._modules)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # A guide of a file that an older version wrote has no origin.
+        super().__setstate__({"_origin": uuid.uuid4().hex, **state, "_unpickled": True})
 
 
 def _median_or_feasible(site: dict[str, Any]) -> Tensor:
