@@ -20,6 +20,7 @@ from pyro.nn.module import _is_module_local_param_enabled
 from torch import Size, Tensor, nn
 from torch.distributions import Transform, biject_to
 
+from .._runtime.batch_statistics import hold_statistics
 from ..bases import StandardNormal
 from ..bijections.bijection import Bijection
 from ..bijections.chain import Chain
@@ -106,7 +107,8 @@ class AutoRealNVP(AutoContinuous):
 
     Raises:
         ValueError: if ``init_scale`` is not positive; on the first call, if another guide of this process has
-            parameters of the same name in the store, or a loaded state is of another number of latents.
+            parameters of the same name in the store, a loaded state is of another number of latents, or a latent site
+            is in a plate that subsamples.
     """
 
     def __init__(
@@ -148,6 +150,7 @@ class AutoRealNVP(AutoContinuous):
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         with torch.no_grad():  # a graph inside the prototype could not be copied
             super()._setup_prototype(*args, **kwargs)
+            self._reject_subsampled_latents()
             loaded = self._flow()
             if loaded is None:
                 loc = self._init_loc()
@@ -159,6 +162,19 @@ class AutoRealNVP(AutoContinuous):
                     f"The state that was loaded into {self._pyro_name} is of a guide for {loaded.event_shape[0]} "
                     f"latents, but the model has {self.latent_dim}."
                 )
+
+    def _reject_subsampled_latents(self) -> None:
+        # The one vector of latents would stand for other data in every step.
+        prototype: Any = self.prototype_trace
+        for name, site in prototype.iter_stochastic_nodes():
+            for frame in site["cond_indep_stack"]:
+                if frame.full_size is not None and frame.full_size != frame.size:
+                    self.prototype_trace = None
+                    raise ValueError(
+                        f"The latent site {name!r} is in the plate {frame.name!r}, which takes {frame.size} of "
+                        f"{frame.full_size} at a time, but {self._pyro_name} needs all latents in every call: take the "
+                        f"whole plate, or give this site to another guide, as AutoNormal, in an AutoGuideList."
+                    )
 
     def _start(self, loc: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Tensor, float]:
         """Returns loc and scale of the last layer, and the scale before it."""
@@ -271,14 +287,18 @@ class AutoRealNVP(AutoContinuous):
         """Computes quantiles of every latent site, each (number of quantiles, \\*shape of the site).
 
         Of 20,000 draws, for every unconstrained coordinate by itself, and then mapped to the support of the site: for
-        sites whose support is a product of intervals, the marginal quantiles.
+        sites whose support is a product of intervals, the marginal quantiles. The draws are the same in every call, and
+        z comes with -z: the median is the quantile of 0.5 exactly, and the centre of a guide that is still Gaussian.
 
         Args:
             quantiles: numbers between 0 and 1.
             args, kwargs: of the model, for a guide that has not seen it yet.
         """
         self.initialize(*args, **kwargs)
-        x = self.get_posterior().rsample(Size((_QUANTILE_DRAWS,)))
+        zero = torch.zeros_like(next(self._built()[-1].buffers()))
+        half = torch.randn(_QUANTILE_DRAWS // 2, len(zero), generator=torch.Generator().manual_seed(0), dtype=zero.dtype)
+        with hold_statistics():
+            x = self.get_transform()(torch.cat([half, -half]).to(zero))
         return constrained(self, torch.quantile(x, torch.as_tensor(quantiles).to(x), dim=0))[0]
 
     def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
