@@ -295,10 +295,11 @@ class AutoRealNVP(AutoContinuous):
             args, kwargs: of the model, for a guide that has not seen it yet.
         """
         self.initialize(*args, **kwargs)
-        zero = torch.zeros_like(next(self._built()[-1].buffers()))
-        half = torch.randn(_QUANTILE_DRAWS // 2, len(zero), generator=torch.Generator().manual_seed(0), dtype=zero.dtype)
+        like = next(self._built()[-1].buffers())
+        own = torch.Generator().manual_seed(0)
+        half = torch.randn(_QUANTILE_DRAWS // 2, len(like), generator=own, dtype=like.dtype)
         with hold_statistics():
-            x = self.get_transform()(torch.cat([half, -half]).to(zero))
+            x = self.get_transform()(torch.cat([half, -half]).to(like))
         return constrained(self, torch.quantile(x, torch.as_tensor(quantiles).to(x), dim=0))[0]
 
     def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
