@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Size, Tensor, nn
 
-from ._runtime.checks import at_least
+from ._runtime.checks import at_least, draws
 from ._runtime.construction import recorded
 from .bijections.support import unbounded
 from .dequantization import Dequantized
@@ -64,7 +64,7 @@ class ImageFlow(nn.Module):
 
     def sample(self, sample_shape: int | Sequence[int] = (), context: Tensor | None = None) -> Tensor:
         """Draws integer images (\\*sample_shape, \\*context batch, C, H, W) as int64."""
-        return self.distribution(context).sample((sample_shape,) if isinstance(sample_shape, int) else sample_shape)
+        return self.distribution(context).sample(draws("sample_shape", sample_shape))
 
     @torch.no_grad()
     def initialize(self, images: Tensor, context: Tensor | None = None) -> None:

@@ -22,11 +22,10 @@ from pyro.distributions.conditional import ConditionalTransform
 from torch import Size, Tensor, nn
 from torch.distributions import constraints
 
-from .._runtime.autocast import has_autocast
 from .._runtime.batch_statistics import hold_statistics
-from .._runtime.checks import check_context, check_floating, sizes, zero_or_one
+from .._runtime.checks import check_broadcast, check_context, check_dtype, check_floating, sizes, zero_or_one
 from .cache import Cache, fingerprint
-from .support import finite
+from .support import events, finite
 
 
 class Bijection(TransformModule, ConditionalTransform):
@@ -47,6 +46,7 @@ class Bijection(TransformModule, ConditionalTransform):
     """
 
     bijective = True
+    rearranges = False  #: whether y has the elements of x, in another order or shape
 
     def __init__(
         self, event_shape: Sequence[int], output_shape: Sequence[int] | None = None, *, cache_size: int = 1
@@ -78,7 +78,7 @@ class Bijection(TransformModule, ConditionalTransform):
 
     def _constraint(self, *, output: bool) -> constraints.Constraint:
         """Returns the set of all x or, if ``output``, of all y."""
-        return constraints.independent(finite, len(self.output_shape if output else self.event_shape))
+        return events(finite, len(self.output_shape if output else self.event_shape))
 
     @constraints.dependent_property(is_discrete=False)
     def domain(self) -> constraints.Constraint:
@@ -181,13 +181,7 @@ class Bijection(TransformModule, ConditionalTransform):
         """Raises a ValueError unless the values are floating point events of this shape."""
         check_floating(type(self).__name__, "events", value)
         self._batch_shape(value.shape, event_shape)
-        free = torch.compiler.is_compiling() or has_autocast(value)
-        own = None if free else next((p.dtype for p in self.parameters() if p.is_floating_point()), None)
-        if own not in (None, value.dtype):
-            raise ValueError(
-                f"{type(self).__name__} has parameters of {own}, but got values of {value.dtype}; convert the values, "
-                f"or the Module by .to({value.dtype})."
-            )
+        check_dtype(self, "values", value)
 
     def _state_key(self, argument: Tensor, result: Tensor) -> list[Any] | None:
         """Lists everything that a remembered result depends on; None where that cannot be told."""
@@ -244,6 +238,10 @@ class Inverse(Bijection):
     @property
     def inv(self) -> Bijection:
         return self.bijection
+
+    @property
+    def rearranges(self) -> bool:  # type: ignore[override]
+        return self.bijection.rearranges
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -319,6 +317,7 @@ class Conditioned(Composite):
         super().__init__(bijection.event_shape, bijection.output_shape, cache_size=bijection._cache_size)
         self.bijection = bijection
         check_context(type(bijection).__name__, context)
+        check_dtype(bijection, "a context", context)
         self.register_buffer("context", context, persistent=False)
         self.context_batch = bijection._context_batch_shape(context)
 
@@ -340,10 +339,4 @@ class Conditioned(Composite):
 
     def _batch_shape(self, shape: Sequence[int], event_shape: Size) -> Size:
         batch = super()._batch_shape(shape, event_shape)
-        for i, j in zip(reversed(batch), reversed(self.context_batch), strict=False):
-            if i != j and i != 1 and j != 1:
-                raise ValueError(
-                    f"Values of batch shape {tuple(batch)} and contexts of batch shape {tuple(self.context_batch)} "
-                    f"do not broadcast."
-                )
-        return torch.broadcast_shapes(batch, self.context_batch)
+        return check_broadcast(batch, self.context_batch)

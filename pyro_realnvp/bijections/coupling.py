@@ -163,6 +163,8 @@ class SplitCoupling(Coupling):
     def __init__(
         self, event_shape: Sequence[int], conditioner: nn.Module, transformer: Transformer, *, swap: bool = False
     ) -> None:
+        if not event_shape:
+            raise ValueError("SplitCoupling needs events (D,) or (C, H, W), but got the event shape ().")
         channels = event_shape[0]
         if len(event_shape) == 3 and channels % 2:
             raise ValueError(f"SplitCoupling needs an even number of channels, but got {tuple(event_shape)}.")

@@ -7,12 +7,12 @@ from typing import Any
 
 from pyro.distributions.conditional import ConditionalTransform
 from torch import Size, Tensor, nn
-from torch.distributions import Transform, constraints
+from torch.distributions import ReshapeTransform, Transform, constraints
 
 from .._runtime.batches import sum_rightmost
 from .._runtime.construction import recorded
 from .bijection import Bijection
-from .support import without_infinities
+from .support import events, without_infinities
 
 
 @recorded
@@ -71,11 +71,15 @@ class Lift(Bijection):
     def is_conditional(self) -> bool:
         return not isinstance(self.transform, Transform)
 
+    @property
+    def rearranges(self) -> bool:  # type: ignore[override]
+        return isinstance(self.transform, ReshapeTransform)
+
     def _constraint(self, *, output: bool) -> constraints.Constraint:
         if not isinstance(self.transform, Transform):
             return super()._constraint(output=output)
         inner = without_infinities(self.transform.codomain if output else self.transform.domain)
-        return constraints.independent(inner, len(self.output_shape if output else self.event_shape) - inner.event_dim)
+        return events(inner, len(self.output_shape if output else self.event_shape) - inner.event_dim)
 
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         transform = self._conditioned(context)

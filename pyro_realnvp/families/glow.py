@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Size
 
-from .._runtime.checks import at_least
+from .._runtime.checks import at_least, built_by
 from .._runtime.construction import recorded
 from ..bijections.bijection import Bijection
 from ..bijections.chain import Chain
@@ -113,7 +113,7 @@ def _steps(
         layers.append(InvertibleConv1x1(shape, norm=ActNorm(shape), plu=plu))
         if channels == 1:  # nothing to condition on
             continue
-        changed, transform = channels // 2, transformer()
+        changed, transform = channels // 2, built_by("transformer", transformer, kind=Transformer)
         conditioner = net(channels - changed, transform.num_parameters * changed, **options)
         layers.append(SplitCoupling(shape, conditioner, transform))
     return layers
