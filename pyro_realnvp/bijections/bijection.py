@@ -22,6 +22,7 @@ from pyro.distributions.conditional import ConditionalTransform
 from torch import Size, Tensor, nn
 from torch.distributions import constraints
 
+from .._runtime.arguments import shown
 from .._runtime.batch_statistics import hold_statistics
 from .._runtime.checks import check_broadcast, check_context, check_dtype, check_floating, sizes, zero_or_one
 from .cache import Cache, fingerprint
@@ -119,17 +120,17 @@ class Bijection(TransformModule, ConditionalTransform):
             return self.forward_and_log_det(x)[1]
 
     def forward_shape(self, shape: Sequence[int]) -> Size:
-        return self._batch_shape(shape, self.event_shape) + self.output_shape
+        return self._batch_shape(self._shape(shape), self.event_shape) + self.output_shape
 
     def inverse_shape(self, shape: Sequence[int]) -> Size:
-        return self._batch_shape(shape, self.output_shape) + self.event_shape
+        return self._batch_shape(self._shape(shape), self.output_shape) + self.event_shape
 
     def with_cache(self, cache_size: int = 1) -> Bijection:
         """Returns a bijection with these parameters that remembers its last result (1) or does not (0)."""
-        if cache_size == self._cache_size:
+        if zero_or_one("cache_size", cache_size) == self._cache_size:
             return self
         other = copy.copy(self)  # with a cache of its own
-        other._cache_size = zero_or_one("cache_size", cache_size)
+        other._cache_size = cache_size
         return other
 
     @property
@@ -167,6 +168,13 @@ class Bijection(TransformModule, ConditionalTransform):
     def _batch_shape(self, shape: Sequence[int], event_shape: Size) -> Size:
         """Returns the batch dimensions of events; an error if the shape does not end in ``event_shape``."""
         return self._leading(shape, event_shape, "events")
+
+    def _shape(self, shape: Sequence[int]) -> Size:
+        """Returns a shape that was given as a sequence; an error if it is none."""
+        try:
+            return Size(shape)
+        except (TypeError, ValueError) as error:  # of something else than integers, or of huge ones
+            raise ValueError(f"{type(self).__name__} needs a shape of integers, but got {shown(shape)}.") from error
 
     def _leading(self, shape: Sequence[int], trailing: Size, expected: str) -> Size:
         cut = len(shape) - len(trailing)

@@ -11,7 +11,6 @@ from torch import nn
 from pyro_realnvp import (
     MLP,
     ActNorm,
-    Additive,
     Affine,
     AttentiveConvs,
     BatchNorm,
@@ -46,15 +45,23 @@ from pyro_realnvp import (
     bits_per_dim,
     channelwise,
     checkerboard,
+    effective_sample_size,
     flowpp_dequantizer,
     flowpp_transforms,
     glow_transforms,
     nice_transforms,
+    pareto_k,
+    pareto_k_spread,
+    pareto_smooth,
     realnvp_transforms,
+    rebuild,
+    recalibrate,
+    recompute,
+    synchronize,
 )
 from pyro_realnvp.testing import check_bijection
 
-from zoo import attention, convnet, mlp, resnet
+from zoo import convnet, mlp, resnet
 
 HUGE = 10**30
 IMAGE = (1, 4, 4)
@@ -70,7 +77,7 @@ def conditional(name="vector"):
 
 REFUSED = {
     # types of arguments
-    "a word as a size": (lambda: MLP("a", 2), "in_channels.*'a'"),
+    "a word as a size": (lambda: MLP(1, 2, hidden=("a",)), "hidden.*'a'"),
     "a number as a shape": (lambda: StandardNormal(-1.5), "StandardNormal.*-1.5"),
     "a number as the shape of a layer": (lambda: Scale(3), "event_shape.*3"),
     "no shape": (lambda: InvertibleConv1x1(None), "event_shape.*None"),
@@ -154,6 +161,22 @@ REFUSED = {
     "no events": (lambda: bits_per_dim(flow(), None), "x.*None"),
     "one event": (lambda: bits_per_dim(flow(), torch.zeros(3)), r"\(3,\)"),
     "no batch": (lambda: bits_per_dim(flow(), torch.zeros(2, 3), batch_size=0), "batch_size.*0"),
+    # methods, switches and weights
+    "a number as a shape of values": (lambda: Scale((2,)).forward_shape(1.5), "shape.*1.5"),
+    "tensors as a shape of values": (lambda: Scale((2,)).inverse_shape(torch.ones(2, 2)), "Scale.*shape"),
+    "tensors as a size of a cache": (lambda: Scale((2,)).with_cache(torch.ones(2)), "cache_size"),
+    "None to recompute": (lambda: recompute(None), "recompute.*None"),
+    "None to rebuild": (lambda: rebuild(None), "rebuild.*None"),
+    "None to synchronize": (lambda: synchronize(None), "synchronize.*None"),
+    "None to recalibrate": (lambda: recalibrate(None, []), "recalibrate.*None"),
+    "None to recalibrate with": (lambda: recalibrate(flow(), None), "recalibrate.*None"),
+    "words to recalibrate with": (lambda: recalibrate(flow(), "a"), "recalibrate.*'a'"),
+    "numbers to recalibrate with": (lambda: recalibrate(flow(), torch.zeros(2)), "recalibrate.*"),
+    "no weights": (lambda: effective_sample_size(None), "log_weights.*None"),
+    "complex weights": (lambda: pareto_k(torch.zeros(30) + 0j), "log_weights.*complex"),
+    "weights of numpy": (lambda: pareto_smooth(np.zeros(30)), "log_weights.*ndarray"),
+    "integers, which cannot be smoothed": (lambda: pareto_smooth(torch.arange(100)), "log_weights.*int64"),
+    "too few weights": (lambda: pareto_k_spread(torch.zeros(9)), "batch must be at least 25.*0"),
     "a huge batch": (lambda: bits_per_dim(flow(), torch.zeros(2, 3), batch_size=HUGE), "batch_size"),
 }
 
@@ -234,9 +257,3 @@ def test_bits_of_several_batch_dimensions():
     x = torch.randn(5, 4, 3)
     several, flat = bits_per_dim(flow(), x), bits_per_dim(flow(), x.flatten(0, 1))
     assert several == pytest.approx(flat)
-
-
-def test_a_coupling_given_only_a_context_of_its_own():
-    coupling = Elementwise((2, 2, 2), Additive(), convnet(0, 2, context_dim=1))
-    assert coupling.condition(torch.ones(1))(torch.zeros(3, 2, 2, 2)).shape == (3, 2, 2, 2)
-    assert attention(1, 2, size=(2, 2)).eval()(torch.zeros(3, 1, 2, 2)).shape == (3, 2, 2, 2)
