@@ -147,7 +147,8 @@ class Flow(nn.Module):
         Raises:
             ValueError: if the temperature is negative, or the truncation not positive.
         """
-        if not 0 <= number("temperature", temperature) < math.inf:
+        temperature = number("temperature", temperature)
+        if not 0 <= temperature < math.inf:
             raise ValueError(f"temperature must be finite and not negative, but got {temperature}.")
         if truncation is not None:
             positive("truncation", truncation)

@@ -51,7 +51,11 @@ class Lift(Bijection):
                     f"Lift of {name} needs the shape of its events, of at least {transform.domain.event_dim} "
                     f"dimensions, but got {tuple(event_shape)}."
                 )
-            output_shape = transform.forward_shape(Size(event_shape))
+            try:
+                output_shape = transform.forward_shape(Size(event_shape))
+            except ValueError as error:
+                reason = str(error).removesuffix(".")
+                raise ValueError(f"Lift of {name} takes no events of {tuple(event_shape)}: {reason}.") from error
         elif isinstance(transform, ConditionalTransform):
             output_shape = Size(event_shape)
         else:

@@ -7,10 +7,12 @@ import pytest
 import torch
 from strategies import flow_of
 from torch import nn
+from torch.distributions import ReshapeTransform
 
 from pyro_realnvp import (
     MLP,
     ActNorm,
+    Additive,
     Affine,
     AttentiveConvs,
     BatchNorm,
@@ -28,6 +30,7 @@ from pyro_realnvp import (
     Halves,
     ImageFlow,
     InvertibleConv1x1,
+    Lift,
     Logit,
     MaskedCoupling,
     MixtureLogistic,
@@ -148,6 +151,15 @@ REFUSED = {
     "a base's context of another length": (lambda: conditional("base").sample((), torch.zeros(0, 3)), r"\(0, 3\)"),
     "batches of a base that do not fit": (lambda: conditional("base")(torch.zeros(2, 3), torch.zeros(3, 2)), "broadc"),
     # samples and images
+    "a map of another width": (
+        lambda: MaskedCoupling(checkerboard((1, 1, 2)), mlp(2, 4), Additive())(torch.zeros(1, 1, 2)),
+        r"\(1, 1, 2\) for an event.*MLP.*\(1, 1, 4\)",
+    ),
+    "parameters for one pixel": (
+        lambda: SplitCoupling((2, 2, 2), OfOnePixel(), Affine())(torch.zeros(3, 2, 2, 2)),
+        r"\(2, 2, 2\) for an event.*OfOnePixel.*\(3, 2, 1, 1\)",
+    ),
+    "a reshape of other events": (lambda: Lift(ReshapeTransform((4,), (2, 2)), (1,)), r"ReshapeTransform.*\(1,\)"),
     "a negative number of samples": (lambda: flow().sample(-1), "sample_shape.*-1"),
     "a word as a temperature": (lambda: flow().sample(temperature="a"), "temperature.*'a'"),
     "a complex truncation": (lambda: flow().sample(truncation=torch.tensor(1j)), "truncation"),
@@ -181,6 +193,13 @@ REFUSED = {
 }
 
 
+class OfOnePixel(nn.Module):
+    """A network whose parameters would broadcast over the image, and make a log-determinant of one pixel."""
+
+    def forward(self, x):
+        return torch.ones(*x.shape[:-3], 2, 1, 1)
+
+
 def flow_with(transforms):
     return Flow(StandardNormal(transforms[0].event_shape), transforms)
 
@@ -206,6 +225,7 @@ def test_numbers_of_numpy_are_numbers():
     assert len(flowpp_transforms(three, couplings=three, components=2, net=mlp)) == 3
     assert SoftClipLogScale(10**30)(torch.ones(2)).tolist() == [1, 1]
     assert flow().sample(three).shape == (3, 3)
+    assert flow().sample(2, temperature=10**30).shape == (2, 3)
 
 
 def test_a_scale_of_numbers():

