@@ -12,7 +12,7 @@ from torch import Size, Tensor
 from torch.distributions import Distribution, constraints
 
 from ._runtime.arguments import shown
-from ._runtime.checks import at_least
+from ._runtime.checks import count_of
 
 
 class Conditional(Protocol):
@@ -63,9 +63,9 @@ class Dequantized(dist.TorchDistribution):
                 f"Dequantized needs a conditional distribution or Flow as dequantizer, but got {shown(dequantizer)}."
             )
         self.density = density
-        self.levels = at_least("levels of Dequantized", levels, 2)
+        self.levels = count_of("levels of Dequantized", levels, 2)
         self.dequantizer = dequantizer
-        self.num_samples = at_least("num_samples of Dequantized", num_samples)
+        self.num_samples = count_of("num_samples of Dequantized", num_samples)
         super().__init__(density.batch_shape, density.event_shape, validate_args=validate_args)
 
     @constraints.dependent_property(is_discrete=True)
@@ -155,7 +155,7 @@ def bits_per_dim(distribution: Any, x: Tensor, *, batch_size: int | None = None)
         )
     if not x.numel():
         raise ValueError("bits_per_dim needs at least one event, but got none.")
-    batches = x.split(x.shape[0] if batch_size is None else at_least("batch_size of bits_per_dim", batch_size))
+    batches = x.split(x.shape[0] if batch_size is None else count_of("batch_size of bits_per_dim", batch_size))
     log_prob = torch.cat([distribution.log_prob(batch) for batch in batches]).double().flatten()
     bits = -log_prob / (distribution.event_shape.numel() * math.log(2))
     error = bits.std().item() / math.sqrt(len(bits)) if len(bits) > 1 else math.inf

@@ -16,12 +16,17 @@ _LARGEST = 2**31 - 1  #: of a size or a count; beyond it torch's own arithmetic 
 
 
 def at_least(argument: str, value: int, least: int = 1) -> int:
-    """Returns the value of an argument that counts something, or raises a ValueError if it is too small or huge."""
+    """Returns the value of an argument that counts something, or raises a ValueError if it is too small."""
     if not isinstance(value, Integral):
         raise ValueError(f"{argument} must be an integer, but got {shown(value)}.")
     if value < least:
         raise ValueError(f"{argument} must be at least {least}, but got {value}.")
-    if value > _LARGEST:
+    return int(value)
+
+
+def count_of(argument: str, value: int, least: int = 1) -> int:
+    """Returns the number of things that are to be built; a ValueError if it is too small, or too large for torch."""
+    if at_least(argument, value, least) > _LARGEST:
         raise ValueError(f"{argument} must be at most {_LARGEST}, but got {shown(value)}.")
     return int(value)
 

@@ -6,7 +6,7 @@ import torch
 from torch import Size, Tensor, nn
 from torch.nn import functional as F
 
-from .._runtime.checks import at_least, in_unit_interval, sizes
+from .._runtime.checks import count_of, in_unit_interval, sizes
 from .._runtime.construction import recorded
 from .conditioner import Conditioner
 
@@ -32,8 +32,8 @@ def _conv(
 
 def _check_blocks(name: str, hidden: int, blocks: int, dropout: float, heads: int = 1) -> None:
     """Raises a ValueError unless there can be blocks of this size."""
-    at_least(f"hidden of {name}", hidden)
-    at_least(f"blocks of {name}", blocks, 0)
+    count_of(f"hidden of {name}", hidden)
+    count_of(f"blocks of {name}", blocks, 0)
     in_unit_interval(f"dropout of {name}", dropout)
     if heads < 1 or hidden % heads:
         raise ValueError(f"{name} needs heads that divide hidden={hidden}, but got heads={heads}.")
@@ -202,7 +202,7 @@ class GatedConvs(nn.Module):
 
     def __init__(self, in_channels: int, *, hidden: int = 32, blocks: int = 3, dropout: float = 0.2) -> None:
         super().__init__()
-        at_least("in_channels of GatedConvs", in_channels)
+        count_of("in_channels of GatedConvs", in_channels)
         _check_blocks("GatedConvs", hidden, blocks, dropout)
         self.channels = hidden
         self.conv_in = _conv(in_channels, hidden, 3)
@@ -235,7 +235,7 @@ class AttentiveConvs(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        at_least("in_channels of AttentiveConvs", in_channels)
+        count_of("in_channels of AttentiveConvs", in_channels)
         _check_blocks("AttentiveConvs", hidden, blocks, dropout, heads)
         size = _height_and_width("AttentiveConvs", size)
         self.channels = hidden

@@ -11,7 +11,7 @@ import torch
 from torch import Size, Tensor, nn
 
 from .._runtime.batches import flatten_batch
-from .._runtime.checks import at_least, integers
+from .._runtime.checks import count_of, integers
 
 
 def shape_of_context(name: str, context_shape: int | Sequence[int] | None, context_dim: int = 0) -> Size | None:
@@ -56,8 +56,8 @@ class Conditioner(nn.Module):
 
     def check_channels(self, in_channels: int, out_channels: int, *, fewest: int = 0) -> None:
         """Keeps the number of input channels; a ValueError unless it is ``fewest`` or more, and there is an output."""
-        self.in_channels = at_least(f"in_channels of {type(self).__name__}", in_channels, fewest)
-        at_least(f"out_channels of {type(self).__name__}", out_channels)
+        self.in_channels = count_of(f"in_channels of {type(self).__name__}", in_channels, fewest)
+        count_of(f"out_channels of {type(self).__name__}", out_channels)
 
     @property
     def map_channels(self) -> int:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .._runtime.autocast import full_precision
-from .._runtime.checks import at_least
+from .._runtime.checks import count_of
 from .._runtime.construction import recorded
 from .channel_norm import ChannelNorm
 from .conditioner import Conditioner
@@ -117,7 +117,7 @@ class ConvNet(Conditioner):
         self.check_channels(in_channels, out_channels)
         self.check_image_context()
         channels = in_channels + self.map_channels
-        hidden = at_least("hidden of ConvNet", hidden)
+        hidden = count_of("hidden of ConvNet", hidden)
         self.conv1 = _EdgeConv2d(channels, hidden, 0.05)
         self.norm1 = ChannelNorm(hidden)
         self.context_in = nn.Linear(self.vector_length, hidden) if self.vector_length else None

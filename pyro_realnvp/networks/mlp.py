@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from .._runtime.checks import at_least, built_by, finite_number
+from .._runtime.checks import built_by, count_of, finite_number
 from .._runtime.construction import recorded
 from .conditioner import Conditioner
 
@@ -51,7 +51,7 @@ class MLP(Conditioner):
         width = inputs = in_channels + (self.context_shape.numel() if self.context_shape else 0)
         layers: list[nn.Module] = []
         for size in hidden:
-            layers.append(nn.Linear(width, at_least("hidden of MLP", size)))
+            layers.append(nn.Linear(width, count_of("hidden of MLP", size)))
             layers.append(built_by("activation", activation, kind=nn.Module))
             width = size
         last = nn.Linear(width + inputs if self.skip else width, out_channels)

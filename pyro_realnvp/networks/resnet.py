@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from .._runtime.autocast import at_least_float32
 from .._runtime.batch_statistics import statistics_are_held
-from .._runtime.checks import at_least, in_unit_interval
+from .._runtime.checks import count_of, in_unit_interval
 from .._runtime.collectives import moments
 from .._runtime.construction import recorded
 from .conditioner import Conditioner
@@ -137,9 +137,9 @@ class ResNet(Conditioner):
         self.check_image_context()
         if mask is not None and mask.dim() != 3:
             raise ValueError(f"ResNet needs a mask of shape (C, H, W), but got {tuple(mask.shape)}.")
-        blocks, dropout = at_least("blocks of ResNet", blocks, 0), in_unit_interval("dropout of ResNet", dropout)
-        at_least("hidden of ResNet", hidden)
-        width = at_least("hidden * 2**level of ResNet", hidden * 2 ** min(at_least("level", level, 0), 32))
+        blocks, dropout = count_of("blocks of ResNet", blocks, 0), in_unit_interval("dropout of ResNet", dropout)
+        count_of("hidden of ResNet", hidden)
+        width = count_of("hidden * 2**level of ResNet", hidden * 2 ** min(count_of("level", level, 0), 32))
         channels = in_channels + self.map_channels
         self.register_buffer("mask", None if mask is None else mask[:1].to(torch.get_default_dtype()), persistent=False)
         self.norm_in = _BatchNorm2d(channels)
