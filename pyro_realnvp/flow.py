@@ -151,7 +151,7 @@ class Flow(nn.Module):
         if not 0 <= temperature < math.inf:
             raise ValueError(f"temperature must be finite and not negative, but got {temperature}.")
         if truncation is not None:
-            positive("truncation", truncation)
+            truncation = positive("truncation", truncation)
         # The batch of a context comes in through the distribution; without one, making it would take longer than z.
         base = self.base(None) if context is None else self.distribution(context).base_dist
         z = base.sample(draws("sample_shape", sample_shape))

@@ -40,7 +40,7 @@ def _fits(value: Any, wanted: Any) -> bool:
     if origin in (Union, UnionType):
         return any(_fits(value, each) for each in get_args(wanted))
     if wanted is int:
-        return isinstance(value, Integral)
+        return is_integer(value)
     if wanted is float:
         return is_number(value)
     if wanted is bool:
@@ -52,8 +52,13 @@ def _fits(value: Any, wanted: Any) -> bool:
             return False
         return all(_fits(each, get_args(wanted)[0]) for each in value)
     if origin is Iterable:
-        return isinstance(value, Iterable) and not isinstance(value, str | bytes)
+        return isinstance(value, Iterable) and not isinstance(value, str | bytes | Tensor)
     return not isinstance(wanted, type) or isinstance(value, wanted)
+
+
+def is_integer(value: Any) -> bool:
+    """Returns whether a value is an integer; True and False are none, as torch takes neither for a size."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def is_number(value: Any) -> bool:

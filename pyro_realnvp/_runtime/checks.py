@@ -9,7 +9,7 @@ import torch
 from torch import Size, Tensor, nn
 from torch.distributions import Distribution
 
-from .arguments import is_number, shown
+from .arguments import is_integer, is_number, shown
 from .autocast import has_autocast
 
 _LARGEST = 2**31 - 1  #: of a size or a count; beyond it torch's own arithmetic may overflow
@@ -17,7 +17,7 @@ _LARGEST = 2**31 - 1  #: of a size or a count; beyond it torch's own arithmetic 
 
 def at_least(argument: str, value: int, least: int = 1) -> int:
     """Returns the value of an argument that counts something, or raises a ValueError if it is too small."""
-    if not isinstance(value, Integral):
+    if not is_integer(value):
         raise ValueError(f"{argument} must be an integer, but got {shown(value)}.")
     if value < least:
         raise ValueError(f"{argument} must be at least {least}, but got {value}.")
@@ -74,11 +74,11 @@ def integers(name: str, what: str, value: int | Sequence[int]) -> tuple[int, ...
     Raises:
         ValueError: if there is anything else among them, or one is so large that torch's arithmetic may overflow.
     """
-    several: Any = (value,) if isinstance(value, Integral) else value
+    several: Any = (value,) if is_integer(value) else value
     if (
         not isinstance(several, Sequence)
         or isinstance(several, str | bytes)
-        or not all(isinstance(each, Integral) for each in several)
+        or not all(is_integer(each) for each in several)
     ):
         raise ValueError(f"{name} needs an integer or a sequence of integers as {what}, but got {shown(value)}.")
     if any(abs(each) > _LARGEST for each in several) or math.prod(several) > _LARGEST:

@@ -111,7 +111,7 @@ class Permute(Reversible):
     permutation: Tensor
     inverse_permutation: Tensor
 
-    def __init__(self, event_shape: Sequence[int], permutation: Iterable[int]) -> None:
+    def __init__(self, event_shape: Sequence[int], permutation: Iterable[int] | Tensor) -> None:
         super().__init__(event_shape)
         if not self.event_shape:
             raise ValueError("Permute needs events (D,) or (C, H, W), but got the event shape ().")

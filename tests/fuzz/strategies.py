@@ -36,6 +36,8 @@ WRONG = st.sampled_from(
         *(np.int64(2), np.float32(0.5), np.zeros(2), np.array([1, 2])),
     ]
 )
+# Without networks: one that does not take what it is given raises its own error.
+WRONG_PARTS = WRONG.filter(lambda value: not isinstance(value, nn.Module))
 COUNTS = st.integers(1, 3)
 CONTEXTS = st.sampled_from([None, 0, 1, 2, (2,), (1, 4, 4), (1, 2, 2), (2, 2), ()])
 FLAGS = st.booleans()

@@ -100,6 +100,8 @@ REFUSED = {
     "a complex bound": (lambda: SoftClipLogScale(torch.tensor(1j)), "bound"),
     "a complex start": (lambda: TanhLogScale(torch.tensor(1j)), "initial"),
     "tensors as counts": (lambda: MixtureLogistic(torch.ones(2, 2)), "components"),
+    "True as a size": (lambda: ConvNet(0, True, hidden=1), "out_channels.*True"),
+    "a tensor as transforms": (lambda: Chain(torch.tensor(0.0)), "bijections.*Tensor"),
     "a list as log_scale": (lambda: Affine([]), "log_scale"),
     "None as transforms": (lambda: Chain(None), "bijections.*None"),
     # what is built by a function that was given
@@ -225,7 +227,7 @@ def test_numbers_of_numpy_are_numbers():
     assert len(flowpp_transforms(three, couplings=three, components=2, net=mlp)) == 3
     assert SoftClipLogScale(10**30)(torch.ones(2)).tolist() == [1, 1]
     assert flow().sample(three).shape == (3, 3)
-    assert flow().sample(2, temperature=10**30).shape == (2, 3)
+    assert flow().sample(2, temperature=10**30, truncation=10**30).shape == (2, 3)
 
 
 def test_a_scale_of_numbers():

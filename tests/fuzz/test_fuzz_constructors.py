@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import CONTEXTS, COUNTS, FLAGS, WRONG, calls, case, follows_the_laws, made, outcome
+from strategies import CONTEXTS, COUNTS, FLAGS, WRONG, WRONG_PARTS, calls, case, follows_the_laws, made, outcome
 from torch import nn
 
 from pyro_realnvp import (
@@ -260,6 +260,7 @@ LAYERS = {
     "EmbedContext": case(
         EmbedContext,
         ["bijection", "embedding", "context_shape"],
+        WRONG_PARTS,
         bijection=INNER,
         embedding=st.just(nn.Identity()),
         context_shape=st.just((2,)),
@@ -267,6 +268,7 @@ LAYERS = {
     "SplitCoupling": case(
         SplitCoupling,
         ["event_shape", "conditioner", "transformer"],
+        WRONG_PARTS,
         event_shape=st.one_of(SHAPES, st.sampled_from([(4,), (2, 1, 2)])),
         conditioner=CONDITIONERS,
         transformer=TRANSFORMERS_MADE,
@@ -275,6 +277,7 @@ LAYERS = {
     "MaskedCoupling": case(
         MaskedCoupling,
         ["mask", "conditioner", "transformer"],
+        WRONG_PARTS,
         mask=MASKS,
         conditioner=CONDITIONERS,
         transformer=TRANSFORMERS_MADE,
@@ -282,6 +285,7 @@ LAYERS = {
     "Elementwise": case(
         Elementwise,
         ["event_shape", "transformer"],
+        WRONG_PARTS,
         event_shape=SHAPES,
         transformer=TRANSFORMERS_MADE,
         conditioner=CONDITIONERS,

@@ -12,6 +12,7 @@ from strategies import (
     LAYOUTS,
     NO_TENSORS,
     WRONG,
+    WRONG_PARTS,
     close,
     flow_of,
     laid_out,
@@ -51,7 +52,7 @@ def test_components_with_any_tensor(data, name, dtype, layout, output):
     fits = cut >= 0 and shape[cut:] == f.event_shape
     x = draw(f, shape[:cut]) if fits else torch.rand(shape)
     x = laid_out(x.to(dtype), layout)
-    y = outcome(lambda: f(x), "events")
+    y = outcome(lambda: f(x), "events", "values")
     if dtype == torch.float32 and fits:
         assert y.shape == (*shape[:cut], *f.output_shape)
         assert y.dtype == dtype
@@ -110,7 +111,7 @@ SWITCHES = {
 }
 
 
-@given(st.sampled_from(sorted(SWITCHES)), WRONG.filter(lambda value: not isinstance(value, torch.nn.Module)))
+@given(st.sampled_from(sorted(SWITCHES)), WRONG_PARTS)
 def test_switches(name, value):
     outcome(lambda: SWITCHES[name](value), *SWITCHES, "batch")
 
