@@ -67,7 +67,9 @@ def pareto_k_spread(log_weights: Tensor, batches: int = 10) -> float:
         the error; inf if some k_b are infinite and 0 if all are, and equal.
     """
     at_least("batches", batches, 2)
-    size = at_least("The number of log-weights in a batch", len(check_log_weights(log_weights)) // batches, 25)
+    size = at_least(
+        "The number of log-weights of a batch for a Pareto fit", len(check_log_weights(log_weights)) // batches, 25
+    )
     parts = torch.tensor([pareto_k(part) for part in log_weights.split(size)[:batches]], dtype=torch.float64)
     if not parts.isfinite().all():
         return 0.0 if bool((parts == parts[0]).all()) else math.inf
