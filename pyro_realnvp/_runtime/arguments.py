@@ -81,9 +81,10 @@ def _words(wanted: Any) -> str:
         return " or ".join(_words(each) for each in args)
     if origin is Sequence:
         inner = get_args(args[0]) or args
-        return "a sequence of " + " or ".join(_WORDS[each].split()[-1] + "s" for each in inner)
+        return "a sequence of " + " or ".join(_words(each).split()[-1] + "s" for each in inner)
     if origin is Callable:
         return "a callable"
     if origin is Iterable:
         return "an iterable of " + "s or ".join(each.__name__ for each in args) + "s"
-    return _WORDS.get(wanted, f"a {getattr(wanted, '__name__', wanted)}")
+    kind = getattr(wanted, "__name__", str(wanted))
+    return _WORDS.get(wanted, f"{'an' if kind[0] in 'AEIOU' else 'a'} {kind}")

@@ -1,6 +1,8 @@
 """Calls with any value, context and sample shape: the result is right, or one sentence says what is wrong."""
 
 import math
+import tempfile
+from pathlib import Path
 
 import torch
 from hypothesis import given
@@ -236,9 +238,6 @@ def test_bits_per_dim(data, batch_size, kind):
 
 @given(calls(BUILDERS))
 def test_files(call):
-    import tempfile
-    from pathlib import Path
-
     transforms = made(call)
     if transforms is None:
         return
