@@ -238,7 +238,10 @@ class OwnNetwork(MLP):
         (lambda: vectors(realnvp_transforms(3, net=lambda *a, **k: mlp(*a, **k))), "<lambda>.*'net' of realnvp_tr"),
         (lambda: vectors(realnvp_transforms(3, net=lambda_net)), "test_checkpoint.lambda_net.*'net'"),
         (lambda: vectors(realnvp_transforms(3, net=partial(OwnNetwork, hidden=(3,)))), "OwnNetwork.*'net'"),
-        (lambda: vectors(realnvp_transforms(3, net=partial(MLP, activation=lambda: None))), "lambda.*'activation'"),
+        (
+            lambda: vectors(realnvp_transforms(3, net=partial(MLP, activation=lambda: nn.ReLU()))),
+            "lambda.*'activation'",
+        ),
         (lambda: vectors([Sinh(3)]), "zoo.Sinh.*'transforms' of Flow"),
         (lambda: vectors([SplitCoupling((3,), OwnNetwork(2, 2), Affine())]), "OwnNetwork.*'conditioner' of SplitC"),
         (lambda: vectors([affine_coupling(3, [4])]), "AffineCoupling.*'transforms'"),
