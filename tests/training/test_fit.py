@@ -284,7 +284,7 @@ def test_a_loss_that_is_not_finite_is_an_error():
             return (x - self.loc).sum(-1) * math.nan
 
     with pytest.raises(
-        RuntimeError, match="loss became nan at about step 1, with a learning rate of 0.0001. A smaller"
+        RuntimeError, match=r"loss became nan at about step 1, with a learning rate of 0.0001\. A smaller"
     ):
         fit(Wrong(), gaussian(), steps=100, **QUIET)
 
