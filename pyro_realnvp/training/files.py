@@ -65,7 +65,7 @@ def read_file(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any] | Non
         return tensors, None
     try:
         config = json.loads(metadata[_KEY])
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, too
         raise ValueError(f"{path} has a configuration that is no JSON: {error}.") from error
     if not isinstance(config, dict):
         raise ValueError(f"{path} has a configuration that is no JSON object: {metadata[_KEY]:.50}.")
