@@ -26,7 +26,7 @@ def shapes_of(make: Callable[[], nn.Module], state: Mapping[str, Tensor]) -> dic
     Raises:
         TooLargeError: as soon as the Module has several times the parameters or layers that the weights are for.
     """
-    with _no_larger_than(state), torch.device("meta"), torch.random.fork_rng():
+    with _no_larger_than(state), torch.device("meta"), torch.random.fork_rng([]):
         return {key: tuple(value.shape) for key, value in make().state_dict().items()}
 
 

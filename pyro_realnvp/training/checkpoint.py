@@ -145,13 +145,28 @@ def _made(
     return module
 
 
-def check_values(module: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Raises ValueError if the weights of a file have another dtype than a Module, or values that none can have."""
-    for key, own in module.state_dict().items():
+def check_values(module: nn.Module, state: Any) -> None:
+    """Compares a state from a file with a Module that it is to be loaded into.
+
+    Raises:
+        ValueError: if a tensor is missing or of another shape or dtype, or has values that none of its kind can have.
+    """
+    if not isinstance(state, Mapping):
+        raise ValueError(f"The weights should be a dict, but are a {type(state).__name__}.")
+    own = module.state_dict()
+    if other := sorted(map(str, own.keys() ^ state.keys())):
+        raise ValueError(f"{other[0]} is {'missing' if other[0] in own else 'unknown'}.")
+    for key, expected in own.items():
         value = state[key]
-        if value.dtype != own.dtype:
-            raise ValueError(f"{key} should have the dtype {own.dtype}, but has {value.dtype}.")
-        if value.is_floating_point() and not value.isfinite().all():
+        if not isinstance(expected, Tensor):
+            continue  # an extra state of the user's
+        if not isinstance(value, Tensor):
+            raise ValueError(f"{key} should be a tensor, but is a {type(value).__name__}.")
+        if value.shape != expected.shape:
+            raise ValueError(f"{key} should have shape {tuple(expected.shape)}, but has {tuple(value.shape)}.")
+        if value.dtype != expected.dtype:
+            raise ValueError(f"{key} should have the dtype {expected.dtype}, but has {value.dtype}.")
+        if value.is_floating_point() and not value.isfinite().all() and expected.isfinite().all():
             raise ValueError(f"{key} has a value that is not finite.")
         if key.endswith("running_var") and (value < 0).any():
             raise ValueError(f"{key} has a negative variance, {value.min().item():g}.")

@@ -6,6 +6,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from ..bijections.support import unbounded
 from ..flow import Flow
 from .files import safetensors
 from .loop import Batches
+from .random_numbers import Stream
+from .stateful import entry
 
 Batch = tuple[Tensor, ...]  #: (x,) or (x, context)
 
@@ -40,6 +43,7 @@ class Rows(ABC):
     """Base class of the data of a training: batches without end, or once through."""
 
     device: torch.device
+    generators: Sequence[torch.Generator] = ()  #: of the user's, that the order of the rows is drawn from
 
     @property
     @abstractmethod
@@ -130,6 +134,9 @@ class LoadedRows(Rows):
 
     def __init__(self, loader: DataLoader[Any], like: Tensor) -> None:
         self.loader, self.like, self.device = loader, like, like.device
+        holders = (loader, loader.sampler, loader.batch_sampler, getattr(loader.batch_sampler, "sampler", None))
+        own = {id(own): own for holder in holders if (own := getattr(holder, "generator", None)) is not None}
+        self.generators = tuple(own.values())
 
     @property
     def count(self) -> int | None:
@@ -210,21 +217,22 @@ class _TensorBatches(BatchStream):
 class _LoadedBatches(BatchStream):
     """The batches of a DataLoader. Its position is the state of random numbers before a pass, and batches since then.
 
-    To go on there, these batches are read again: a DataLoader has no other way. The random numbers that a data set
-    draws while it is read may then be others, but those of the batches that follow are not, as a checkpoint sets the
-    generators afterwards.
+    To go on there, these batches are read again: a DataLoader has no other way. It draws from random numbers apart, so
+    that it then returns and draws what it did, whatever the flow drew in between.
     """
 
     def __init__(self, rows: LoadedRows) -> None:
         self.rows, self.used = rows, 0
-        self.before = torch.get_rng_state()
+        self.random = Stream(rows.generators)
+        self.before = self.random.state
         self.iterator: Iterator[Batch] | None = None
 
     def __next__(self) -> Batch:
         if self.iterator is None:
-            self.before, self.used = torch.get_rng_state(), 0
+            self.before, self.used = self.random.state, 0
             self.iterator = self.rows.once()
-        batch = next(self.iterator, None)
+        with self.random.drawing():
+            batch = next(self.iterator, None)
         if batch is None:
             self.iterator = None
             return next(self)
@@ -232,16 +240,19 @@ class _LoadedBatches(BatchStream):
         return batch
 
     def state_dict(self) -> dict[str, Any]:
-        return {"before": self.before, "used": self.used}
+        return {"before": self.before, "now": self.random.state, "used": self.used}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.before, self.used, self.iterator = state["before"], int(state["used"]), None
-        if self.used:
-            with torch.random.fork_rng([]):
-                torch.set_rng_state(self.before)
-                self.iterator = self.rows.once()
-                for _ in range(self.used):
-                    next(self.iterator)
+        self.before, now, used = entry(state, "before", dict), entry(state, "now", dict), entry(state, "used", int)
+        self.used, self.iterator, self.random.state = used, None, now
+        with self.random.drawing():
+            pass  # an error if there is no such state
+        if used == 0:
+            return
+        self.random.state, self.iterator = self.before, self.rows.once()
+        with self.random.drawing():
+            if used < 0 or sum(1 for _ in islice(self.iterator, used)) < used:
+                raise ValueError(f"the DataLoader has no {used} batches.")
 
 
 def rows_of(

@@ -29,14 +29,26 @@ def write_file(path: Path, tensors: Mapping[str, Tensor], config: Mapping[str, A
         TypeError: if the configuration has something that JSON does not have.
         OSError: if the disk is full, say.
     """
-    whole = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
-    made = safetensors().save(whole, {_KEY: json.dumps(config)})
+    made = safetensors().save(_apart(tensors), {_KEY: json.dumps(config)})
     size = int.from_bytes(made[:8], "little")
     header, data = json.loads(made[8 : 8 + size]), memoryview(made)[8 + size :]
     header["__metadata__"][_DIGEST] = _digest(header, data)
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of 8
     replace(path, (len(text).to_bytes(8, "little"), text, data))
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies what is on another device, not contiguous, or a part of memory that something else is in as well."""
+    apart, seen = {}, set()
+    for key, value in tensors.items():
+        own = value.detach().cpu().contiguous()
+        memory = own.untyped_storage()
+        if memory.data_ptr() in seen or memory.nbytes() != own.numel() * own.element_size():
+            own = own.clone()
+        seen.add(memory.data_ptr())
+        apart[key] = own
+    return apart
 
 
 def read_file(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
@@ -65,7 +77,7 @@ def read_file(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any] | Non
         return tensors, None
     try:
         config = json.loads(metadata[_KEY])
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, too
         raise ValueError(f"{path} has a configuration that is no JSON: {error}.") from error
     if not isinstance(config, dict):
         raise ValueError(f"{path} has a configuration that is no JSON object: {metadata[_KEY]:.50}.")

@@ -7,15 +7,16 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from .._runtime.checks import at_least
 from ..flow import Flow
 from .data import Rows, default_noise, default_weight_decay, hold_out, rows_of
 from .history import History
 from .maximum_likelihood import MaximumLikelihood, seeded
-from .random_numbers import RandomNumbers
+from .random_numbers import RandomNumbers, Start
 from .resume import Checkpoint
+from .stateful import entry, load_part
 
 
 def fit(
@@ -106,11 +107,6 @@ def fit(
     with seeded(seed, parameters[0].device):
         like, event_shape = parameters[0], getattr(flow, "event_shape", None)
         rows = rows_of(x, context, like=like, batch_size=batch_size, event_shape=event_shape)
-        if isinstance(flow, Flow) and not (dtype := rows.first[0].dtype).is_floating_point:
-            raise ValueError(
-                f"fit needs floating point x for a Flow, but got {dtype}; convert it by x.float(), or use an ImageFlow "
-                f"for integer images."
-            )
         if noise is not None and not 0 <= noise < math.inf:
             raise ValueError(f"noise must be finite and not negative, but got {noise}.")
         if epochs is not None:
@@ -129,14 +125,15 @@ def fit(
             "ema": ema,
             "clip": clip,
             "seed": seed,
+            "recoveries": recoveries,
             "rows": rows.count,
         }
-        with _opened(checkpoint, settings, rows) as saved:
+        with _opened(checkpoint, settings, rows, validation, like) as saved:
             if saved is not None and saved.result is not None and not isinstance(checkpoint, Checkpoint):
-                return _finished(flow, saved)
+                return _finished(flow, RandomNumbers(rows.generators), saved)
             if saved is not None:  # the same rows are held out
-                random = RandomNumbers()
-                random.load_state_dict(saved.constant("random at the start", random.state_dict()))
+                saved.track(start=Start(RandomNumbers(rows.generators)))
+            _check_dtype(flow, rows)
             rows, held_out = hold_out(rows, validation, like=like, event_shape=event_shape)
             epoch = rows.batches_per_epoch
             if epochs is not None:
@@ -153,27 +150,51 @@ def fit(
             decay = default_weight_decay(rows) if weight_decay is None else weight_decay
             spread = default_noise(flow, rows) if noise is None else noise or None
             training = MaximumLikelihood(
-                flow, rows, held_out, learning_rate, decay, spread, steps, ema, clip, recoveries
+                flow,
+                rows,
+                held_out,
+                learning_rate,
+                decay,
+                spread,
+                steps,
+                ema,
+                clip,
+                recoveries,
+                starts=saved is None or saved.saved is None,
             )
             history = training.run(steps, every, at_least("patience", patience), progress, callback, saved)
             if saved is not None and not isinstance(checkpoint, Checkpoint):
-                saved.finish({"flow": flow.state_dict(), "history": history.state_dict()})
+                random = RandomNumbers(rows.generators).state_dict()
+                saved.finish({"flow": flow.state_dict(), "history": history.state_dict(), "random": random})
             return history
 
 
 def _opened(
-    checkpoint: Checkpoint | str | Path | None, settings: Mapping[str, Any], rows: Rows
+    checkpoint: Checkpoint | str | Path | None, settings: Mapping[str, Any], rows: Rows, validation: Any, like: Tensor
 ) -> AbstractContextManager[Checkpoint | None]:
     """Opens the file of a checkpoint, for these settings and data; leaves open one that the caller has opened."""
     if checkpoint is None or isinstance(checkpoint, Checkpoint):
         return nullcontext(checkpoint)
-    return Checkpoint(checkpoint, {**settings, "data": rows.digest()})
+    if validation is not None and not isinstance(validation, int | float):
+        validation = rows_of(validation, like=like, batch_size=1000).digest()
+    return Checkpoint(checkpoint, {**settings, "data": rows.digest(), "validation": validation})
 
 
-def _finished(flow: nn.Module, saved: Checkpoint) -> History:
+def _finished(flow: nn.Module, random: RandomNumbers, saved: Checkpoint) -> History:
+    """Puts everything into the state after a training that an earlier process has ended."""
     try:
-        flow.load_state_dict(saved.result["flow"])
-        flow.eval()
-        return History.from_state(saved.result["history"])
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        history = History.from_state(entry(saved.result, "history", dict))
+        load_part(random, "random", saved.result)
+        load_part(flow, "flow", saved.result)
+    except ValueError as error:
         raise ValueError(f"{saved.path} is of another training than that of this flow: {error}") from error
+    flow.eval()
+    return history
+
+
+def _check_dtype(flow: nn.Module, rows: Rows) -> None:
+    if isinstance(flow, Flow) and not (dtype := rows.first[0].dtype).is_floating_point:
+        raise ValueError(
+            f"fit needs floating point x for a Flow, but got {dtype}; convert it by x.float(), or use an ImageFlow "
+            f"for integer images."
+        )

@@ -9,6 +9,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .stateful import entry
+
+_COLUMNS = {
+    "step": torch.int64,
+    "loss": torch.float64,
+    "validation": torch.float64,
+    "learning_rate": torch.float64,
+    "seconds": torch.float64,
+}
+
+
+def _end(state: Mapping[str, Any]) -> str:
+    end: str = entry(state, "ended_by", str)
+    if end not in ("steps", "patience", "callback"):
+        raise ValueError(f"ended_by should be steps, patience or callback, but is {end:.50}.")
+    return end
+
 
 @dataclass
 class Course:
@@ -27,7 +44,13 @@ class Course:
         return dict(vars(self))
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.rows, self.best_step, self.ended_by = list(state["rows"]), int(state["best_step"]), str(state["ended_by"])
+        rows, best_step, ended_by = entry(state, "rows", list), entry(state, "best_step", int), _end(state)
+        for row in rows:
+            if not isinstance(row, dict) or row.keys() != _COLUMNS.keys():
+                raise ValueError(f"a row should have {', '.join(_COLUMNS)}, but is {row!r:.100}.")
+            for name in _COLUMNS:
+                entry(row, name, *((int,) if name == "step" else (float, int)))
+        self.rows, self.best_step, self.ended_by = rows, best_step, ended_by
 
 
 @dataclass(eq=False)
@@ -56,24 +79,22 @@ class History:
 
     @classmethod
     def from_rows(cls, rows: list[dict[str, float]], *, unit: str, best_step: int, ended_by: str) -> History:
-        def column(name: str) -> Tensor:
-            return torch.tensor([row[name] for row in rows], dtype=torch.float64)
-
-        return cls(
-            step=column("step").long(),
-            loss=column("loss"),
-            validation=column("validation"),
-            learning_rate=column("learning_rate"),
-            seconds=column("seconds"),
-            unit=unit,
-            best_step=best_step,
-            ended_by=ended_by,
-        )
+        columns = {name: torch.tensor([row[name] for row in rows], dtype=dtype) for name, dtype in _COLUMNS.items()}
+        return cls(**columns, unit=unit, best_step=best_step, ended_by=ended_by)
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> History:
-        """Undoes :meth:`state_dict`."""
-        return cls(**state)
+        """Undoes :meth:`state_dict`.
+
+        Raises:
+            ValueError: if the state is none of a History.
+        """
+        columns = {name: entry(state, name, Tensor) for name in _COLUMNS}
+        for name, column in columns.items():
+            if column.dtype != _COLUMNS[name] or column.shape != (len(columns["step"]),):
+                raise ValueError(f"{name} should be a column, but is of {column.dtype} and {tuple(column.shape)}.")
+        rest = {"unit": entry(state, "unit", str), "best_step": entry(state, "best_step", int)}
+        return cls(**columns, **rest, ended_by=_end(state))
 
     def state_dict(self) -> dict[str, Any]:
         return dict(vars(self))

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
 
-from .resume import Checkpoint, Stateful
+from .checkpoint import check_values
+from .resume import Checkpoint
+from .stateful import Stateful, entry, load_part
 
 
 class DivergedError(RuntimeError):
@@ -62,13 +64,19 @@ class Batches(Iterator[Tensor]):
         return self.data[self.order[self.used - self.size : self.used]]
 
     def state_dict(self) -> dict[str, Any]:
-        own = None if self.generator is None else self.generator.get_state()
-        return {"order": self.order, "used": self.used, "generator": own}
+        own = {} if self.generator is None else {"generator": self.generator.get_state()}
+        return {"order": self.order, "used": self.used, **own}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.order, self.used = state["order"].to(self.data.device), int(state["used"])
+        order, used = entry(state, "order", Tensor), entry(state, "used", int)
+        rows = torch.arange(len(self.data) if order.numel() else 0, device=order.device)
+        if order.dtype != torch.long or not torch.equal(order.sort()[0], rows):
+            raise ValueError(f"order should have each of {len(self.data)} rows once.")
+        if not 0 <= used <= len(order):
+            raise ValueError(f"used should be at most {len(order)}, the number of rows, but is {used}.")
         if self.generator is not None:
-            self.generator.set_state(state["generator"])
+            self.generator.set_state(entry(state, "generator", Tensor).cpu())
+        self.order, self.used = order.to(self.data.device), used
 
 
 def cosine_schedule(steps: int | None, *, warmup: int = 100) -> Callable[[int], float]:
@@ -162,7 +170,11 @@ class BestState:
         return {"loss": self.loss, "waited": self.waited, "state": self.state}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.loss, self.waited, self.state = float(state["loss"]), int(state["waited"]), dict(state["state"])
+        loss, waited, best = entry(state, "loss", float), entry(state, "waited", int), entry(state, "state", dict)
+        if math.isnan(loss) or waited < 0:
+            raise ValueError(f"there is no lowest loss of {loss} for {waited} intervals.")
+        check_values(self.module, best)
+        self.loss, self.waited, self.state = loss, waited, best
 
 
 @dataclass
@@ -178,8 +190,13 @@ class Progress:
         return asdict(self)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.step, self.count, self.ended = int(state["step"]), int(state["count"]), bool(state["ended"])
-        self.total = state["total"]
+        step, count, ended = entry(state, "step", int), entry(state, "count", int), entry(state, "ended", bool)
+        total = entry(state, "total", float, Tensor)
+        if not 0 <= count <= step:
+            raise ValueError(f"there are no {count} losses in {step} steps.")
+        if isinstance(total, Tensor) and (total.dim() or not total.is_floating_point()):
+            raise ValueError(f"total should be a number, but is a tensor of {total.dtype} and {tuple(total.shape)}.")
+        self.step, self.total, self.count, self.ended = step, total, count, ended
 
 
 class Recovery:
@@ -203,9 +220,9 @@ class Recovery:
         self.remember()
 
     def remember(self) -> None:
-        """Copies the state, after an interval."""
-        if self.left:
-            self.state = deepcopy({name: part.state_dict() for name, part in self.parts.items()})
+        """Copies the state, after an interval; while it may still be needed."""
+        parts = self.parts if self.left else {}
+        self.state = deepcopy({name: part.state_dict() for name, part in parts.items()})
 
     def __call__(self, error: DivergedError) -> bool:
         if not self.left:
@@ -228,7 +245,14 @@ class Recovery:
         return {"left": self.left, "state": self.state}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.left, self.state = int(state["left"]), dict(state["state"])
+        left, saved = entry(state, "left", int), entry(state, "state", dict)
+        if left < 0:
+            raise ValueError(f"left should not be negative, but is {left}.")
+        for name, part in self.parts.items() if left else ():
+            before = deepcopy(part.state_dict())
+            load_part(part, name, saved)  # to see that it fits, when it will be needed
+            part.load_state_dict(before)
+        self.left, self.state = left, saved
 
 
 def run_steps(
@@ -271,15 +295,16 @@ def run_steps(
     def finish_interval() -> bool:
         loss = float(at.total) / at.count
         with nullcontext() if checkpoint is None else checkpoint.interval():
+            at.total, at.count = 0.0, 0  # before the call, which may copy the state
             at.ended = on_interval(at.step, loss)
-            at.total, at.count = 0.0, 0
         return at.ended
 
     with shown, nullcontext() if checkpoint is None else checkpoint.steps():
         while True:
             # An earlier process may have been stopped within its interval: then that is done again.
-            ends = at.count > 0 and (at.step % interval == 0 or at.step == steps)
-            if at.ended or (ends and finish_interval()) or at.step == steps:
+            last = steps is not None and at.step >= steps
+            ends = at.count > 0 and (at.step % interval == 0 or last)
+            if at.ended or (ends and finish_interval()) or last:
                 break
             tried = at.step + 1
             try:

@@ -17,7 +17,8 @@ from .average import exponential_average
 from .data import Batch, Rows
 from .history import Course, History
 from .loop import BestState, Progress, Recovery, cosine_schedule, gradient_step, run_steps
-from .resume import Checkpoint, Stateful
+from .resume import Checkpoint
+from .stateful import Stateful
 
 
 class MaximumLikelihood:
@@ -35,13 +36,15 @@ class MaximumLikelihood:
         ema: float,
         clip: float,
         recoveries: int,
+        *,
+        starts: bool,
     ) -> None:
         self.flow, self.held_out = flow, held_out
         self.unit, self.scale = "nats", 1.0
         if isinstance(flow, ImageFlow):
             self.unit, self.scale = "bits/dim", 1 / (flow.event_shape.numel() * math.log(2))
-        flow.train()
-        _initialize(flow, rows.first)
+        if starts:
+            _initialize(flow, rows.first)
         self.average = exponential_average(flow, ema) if ema else None
         self.averaged = flow if self.average is None else self.average.module
 
@@ -86,6 +89,7 @@ class MaximumLikelihood:
         best, course = BestState(self.averaged, patience), Course()
         if checkpoint is not None:
             checkpoint.track(**self.parts, best=best, course=course)
+        self.flow.train()
         start = perf_counter() - course.seconds
 
         def on_interval(step: int, loss: float) -> bool:

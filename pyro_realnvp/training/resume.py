@@ -8,54 +8,22 @@ from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
-import torch
-from torch import distributed, nn
+from torch import distributed
 
 from .files import read_file, write_file
 from .interruption import Interruption
 from .nested import flatten, unflatten
 from .random_numbers import RandomNumbers
+from .stateful import Constant, Stateful, load_part
 
 _FORMAT = 1
-_SHARE = 0.02  # of the time, at most, for saving after intervals
+_SHARE = 0.01  # of the time, at most, for saving after intervals
 
 
 class CheckpointError(ValueError):
     """Raised when the file of a checkpoint is damaged, or belongs to another training."""
-
-
-class Stateful(Protocol):
-    """Has a state of tensors, numbers, strings, lists and dicts."""
-
-    def state_dict(self) -> Any: ...
-
-    def load_state_dict(self, state_dict: Any) -> Any: ...
-
-
-class Attributes:
-    """Treats some attributes of an object as its state.
-
-    They are assigned, never changed in place, by the object; their tensors keep the device they had.
-    """
-
-    def __init__(self, owner: object, *names: str) -> None:
-        self.owner, self.names = owner, names
-
-    def state_dict(self) -> dict[str, Any]:
-        return {name: getattr(self.owner, name) for name in self.names}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        for name in self.names:
-            found, own = state[name], getattr(self.owner, name)
-            if type(found) is not type(own) and not (_is_number(found) and _is_number(own)):
-                raise TypeError(f"{name} should be a {type(own).__name__}, but is a {type(found).__name__}.")
-            setattr(self.owner, name, found.to(own.device) if isinstance(own, torch.Tensor) else found)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float | torch.Tensor)
 
 
 class Checkpoint:
@@ -72,7 +40,7 @@ class Checkpoint:
             checkpoint.track(flow=flow, optimizer=optimizer, batches=batches, progress=progress)
             run_steps(step, steps=5000, interval=100, on_interval=score, start=progress, checkpoint=checkpoint)
 
-    The state is saved every few minutes; after intervals, as long as this takes less than 2 % of the time; when the
+    The state is saved every few minutes; after intervals, as long as this takes less than 1 % of the time; when the
     last step was taken; and within the step at which SIGTERM or Ctrl-C arrives, which then ends the program. The file
     is replaced whole or not at all. Random numbers of Python, NumPy, torch and the accelerator belong to the state: on
     the CPU, a training that was stopped and went on takes the very steps of one that was not.
@@ -97,7 +65,7 @@ class Checkpoint:
         path: str | Path,
         settings: Mapping[str, Any] | None = None,
         *,
-        every: float = 180.0,
+        every: float = 240.0,
         stop_after: float | None = None,
     ) -> None:
         self.path, self.every, self.stop_after = Path(path), every, stop_after
@@ -106,6 +74,7 @@ class Checkpoint:
         except TypeError as error:
             raise ValueError(f"The settings of a training are plain JSON values: {error}.") from error
         self.parts: dict[str, Stateful] = {}
+        self._before: dict[str, Any] = {}  # of the parts, until all are known to fit
         self.saved: dict[str, Any] | None = None
         self._interruption = Interruption()
         self._start = self._last = perf_counter()
@@ -142,23 +111,23 @@ class Checkpoint:
         """Takes parts of the training, and gives them the state in which an earlier process left them.
 
         Raises:
-            ValueError: if the file has no such state, or one that does not fit; the parts are then as they were.
+            ValueError: if the file has no such state, or one that does not fit; all parts are then as they were. Or if
+                the training has ended, and the file has its result alone.
         """
-        self.parts |= parts
         if self.saved is None:
+            self.parts |= parts
             return
-        before = {name: deepcopy(part.state_dict()) for name, part in parts.items()}
-        try:
+        if "result" in self.saved:
+            raise CheckpointError(f"{self.path} is of a training that has ended; it has the result of it and no state.")
+        for name, part in parts.items():
+            self.parts[name], self._before[name] = part, deepcopy(part.state_dict())
+        with self._all_or_nothing():
             for name, part in parts.items():
-                _load(part, name, self.saved["parts"])
-        except ValueError as error:
-            for name, part in parts.items():
-                part.load_state_dict(before[name])
-            raise CheckpointError(f"{self.path} is of another training: {error}") from error
+                load_part(part, name, self.saved["parts"])
 
     def constant(self, name: str, value: Any) -> Any:
         """Returns the value that the first process gave, such as the state of random numbers at the start."""
-        part = _Constant(value)
+        part = Constant(value)
         self.track(**{name: part})
         return part.value
 
@@ -168,14 +137,14 @@ class Checkpoint:
         if self.saved is None:
             self.save()
         else:
-            if unknown := sorted(self.saved["parts"].keys() - self.parts.keys()):
-                raise CheckpointError(f"{self.path} is of another training: it has a state of {unknown[0]!r} besides.")
-            try:
-                _load(RandomNumbers(), "random", dict(enumerate(self.saved["random"])), key=_rank())
-            except ValueError as error:
-                raise CheckpointError(f"{self.path} is of another training: {error}") from error
+            with self._all_or_nothing():
+                if unknown := sorted(map(str, self.saved["parts"].keys() - self.parts.keys())):
+                    raise ValueError(f"it has a state of {unknown[0]!r} besides.")
+                load_part(RandomNumbers(), "random", {"random": self.saved["random"][_rank()]})
+            self._before.clear()
         with self._interruption.waiting():
             yield
+            self._stop_if_received()
 
     def is_due(self) -> bool:
         """Tells whether :meth:`poll` has something to do; all processes are told the same."""
@@ -193,8 +162,7 @@ class Checkpoint:
     def poll(self) -> None:
         """Saves, after a step; then ends the program if there was a signal, or if its time is over."""
         self.save()
-        if _agreed(self._interruption.received > 0):
-            self._interruption.stop()
+        self._stop_if_received()
         if self.stop_after is not None and _agreed(perf_counter() - self._start > self.stop_after):
             if _rank() == 0:
                 print(f"Its time is over; the same call goes on from {self.path}.", flush=True)
@@ -209,6 +177,7 @@ class Checkpoint:
         before = self._state()
         try:
             with self._interruption.waiting(waits=False):
+                self._stop_if_received()  # since the step before
                 yield
         except (KeyboardInterrupt, SystemExit):
             if self._interruption.received:
@@ -233,6 +202,20 @@ class Checkpoint:
         self.saved = {"result": result, "seconds": self.seconds}
         self._start = perf_counter()
         self._write(self.saved)
+
+    def _stop_if_received(self) -> None:
+        if _agreed(self._interruption.received > 0):
+            self._interruption.stop()
+
+    @contextmanager
+    def _all_or_nothing(self) -> Iterator[None]:
+        """Takes back what was loaded if there is an error, which then has the path."""
+        try:
+            yield
+        except ValueError as error:
+            for name, before in self._before.items():
+                self.parts[name].load_state_dict(before)
+            raise CheckpointError(f"{self.path} is of another training: {error}") from error
 
     def _state(self) -> dict[str, Any]:
         randoms: list[Any] = [RandomNumbers().state_dict()] * _size()
@@ -273,32 +256,9 @@ class Checkpoint:
         kinds = {"seconds": float} | ({} if "result" in state else {"parts": dict, "random": list})
         if any(not isinstance(state.get(name), kind) for name, kind in kinds.items()):
             raise CheckpointError(f"{self.path} holds no training: a part of its state is missing.")
+        if "random" in kinds and len(state["random"]) != _size():
+            raise CheckpointError(f"{self.path} holds the random numbers of {len(state['random'])} processes.")
         return state
-
-
-class _Constant:
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-    def state_dict(self) -> Any:
-        return {"value": self.value}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.value = state["value"]
-
-
-def _load(part: Stateful, name: str, states: Mapping[Any, Any], *, key: Any = None) -> None:
-    key = name if key is None else key
-    if key not in states:
-        raise ValueError(f"it has no state of {name!r}.")
-    if isinstance(part, nn.Module):
-        for each, value in states[key].items():
-            if isinstance(value, torch.Tensor) and value.is_floating_point() and not value.isfinite().all():
-                raise ValueError(f"{each} of {name!r} is not finite.")
-    try:
-        part.load_state_dict(states[key])
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError) as error:
-        raise ValueError(f"its state of {name!r} does not fit: {error}") from error
 
 
 @contextmanager

@@ -1,0 +1,140 @@
+"""Parts of a training that have a state, and checks of states that a file may have changed."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
+
+from .checkpoint import check_values
+
+# What loading a state of other types raises, in torch or in a class of the user's.
+_ERRORS = (ValueError, TypeError, LookupError, AttributeError, RuntimeError, ArithmeticError, MemoryError)
+
+
+class Stateful(Protocol):
+    """Has a state of tensors, numbers, strings, lists and dicts."""
+
+    def state_dict(self) -> Any: ...
+
+    def load_state_dict(self, state_dict: Any) -> Any: ...
+
+
+class Attributes:
+    """Treats some attributes of an object as its state.
+
+    They are assigned, never changed in place, by the object; their tensors keep the device they had.
+    """
+
+    def __init__(self, owner: object, *names: str) -> None:
+        self.owner, self.names = owner, names
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: getattr(self.owner, name) for name in self.names}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        for name in self.names:
+            found, own = state[name], getattr(self.owner, name)
+            if type(found) is not type(own) and not (_is_number(found) and _is_number(own)):
+                raise TypeError(f"{name} should be a {type(own).__name__}, but is a {type(found).__name__}.")
+            both = isinstance(own, Tensor) and isinstance(found, Tensor)
+            setattr(self.owner, name, found.to(own.device) if both else found)
+
+
+class Constant:
+    """A value that a training had at its start."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def state_dict(self) -> Any:
+        return {"value": self.value}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.value = state["value"]
+
+
+def entry(state: Any, name: str, *kinds: type) -> Any:
+    """Returns an entry of a state.
+
+    Raises:
+        ValueError: if it is missing, or of none of these types; a bool is no int.
+    """
+    if not isinstance(state, Mapping) or name not in state:
+        raise ValueError(f"it has no {name!r}.")
+    if type(state[name]) not in kinds:
+        raise ValueError(f"{name} should be a {kinds[0].__name__}, but is a {type(state[name]).__name__}.")
+    return state[name]
+
+
+def load_part(part: Stateful, name: str, states: Any) -> None:
+    """Gives a part its state, of those of all parts.
+
+    Raises:
+        ValueError: if there is none, or one that does not fit; the part may then have some of it.
+    """
+    if not isinstance(states, Mapping) or name not in states:
+        raise ValueError(f"it has no state of {name!r}.")
+    state = states[name]
+    try:
+        if isinstance(part, nn.Module):
+            check_values(part, state)
+        elif isinstance(part, torch.optim.Optimizer):
+            _check_optimizer(part, state)
+        elif isinstance(part, LRScheduler):
+            _check_alike(state, part.state_dict(), "the schedule")
+        part.load_state_dict(state)
+    except _ERRORS as error:
+        raise ValueError(f"its state of {name!r} does not fit: {error}") from error
+
+
+def _check_optimizer(optimizer: torch.optim.Optimizer, state: Any) -> None:
+    own = optimizer.state_dict()
+    groups = entry(state, "param_groups", list)
+    _check_alike(groups, own["param_groups"], "the groups")
+    if [group["params"] for group in groups] != [group["params"] for group in own["param_groups"]]:
+        raise ValueError("it has other parameters.")
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for index, values in entry(state, "state", dict).items():
+        if type(index) is not int or not 0 <= index < len(parameters) or not isinstance(values, dict):
+            raise ValueError(f"there is no parameter {index!r:.50} with a state.")
+        for key, value in values.items():
+            if isinstance(value, Tensor) and value.is_floating_point() and not value.isfinite().all():
+                raise ValueError(f"{key} of the parameter {index} is not finite.")
+        if not isinstance(optimizer, torch.optim.Adam):
+            continue  # what the states of others are made of is not known here
+        shape = tuple(parameters[index].shape)
+        for key, expected in {"step": (), "exp_avg": shape, "exp_avg_sq": shape}.items():
+            value = entry(values, key, Tensor)
+            if tuple(value.shape) != expected or not value.is_floating_point():
+                raise ValueError(
+                    f"{key} of the parameter {index} should have shape {expected}, but is a tensor of {value.dtype} "
+                    f"and {tuple(value.shape)}."
+                )
+
+
+def _check_alike(found: Any, own: Any, place: str) -> None:
+    """Raises ValueError unless a state is made of the types, lengths and signs of another one."""
+    numbers = _is_number(found) and _is_number(own) and not isinstance(own, bool) and not isinstance(found, bool)
+    if type(found) is not type(own) and not numbers:
+        raise ValueError(f"{place} should be a {type(own).__name__}, but is a {type(found).__name__}.")
+    if isinstance(own, dict):
+        if found.keys() != own.keys():
+            raise ValueError(f"{place} should have {', '.join(map(str, own))}, but has {', '.join(map(str, found))}.")
+        for key, value in own.items():
+            _check_alike(found[key], value, f"{key} of {place}")
+    elif isinstance(own, list | tuple):
+        if len(found) != len(own):
+            raise ValueError(f"{place} should have length {len(own)}, but has {len(found)}.")
+        for index, value in enumerate(own):
+            _check_alike(found[index], value, f"{index} of {place}")
+    elif numbers:
+        number = float(found)
+        if not math.isfinite(number) or number < 0 <= float(own):
+            raise ValueError(f"{place} cannot be {number:g}.")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) or (isinstance(value, Tensor) and value.numel() == 1)
