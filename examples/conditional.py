@@ -23,9 +23,9 @@ from pyro_realnvp import ImageFlow, fit, save
 
 from shared.image_data import DATA, load_labelled_digits
 from shared.image_models import MODELS, build, training_of
-from shared.metrics import Metrics
-from shared.options import Config, add_options, ending_if_diverged, resolve_device, set_seed
+from shared.options import Config, add_options, resolve_device, set_seed
 from shared.pictures import save_grids
+from shared.run import Run, open_run
 
 CLASSES = 10
 
@@ -59,13 +59,11 @@ def bits(log_probs: Tensor, labels: Tensor) -> Tensor:
     return -log_probs.gather(1, labels[:, None])[:, 0].double() / (math.prod(shape) * math.log(2))
 
 
-def train(args: argparse.Namespace, config: Config, device: torch.device) -> None:
-    set_seed(args.seed)
+def train(args: argparse.Namespace, config: Config, device: torch.device, run: Run) -> None:
     recipe = training_of(args.flow, "digits")
     splits = [(images.to(device), labels.to(device)) for images, labels in load_labelled_digits()]
     (train_images, train_labels), (validation_images, validation_labels), (test_images, test_labels) = splits
     model = build(config).to(device)
-    metrics = Metrics(args.out)
     epoch = len(train_images) // recipe["batch_size"]
 
     def write(row: Mapping[str, float]) -> None:
@@ -74,7 +72,9 @@ def train(args: argparse.Namespace, config: Config, device: torch.device) -> Non
             "validation_bits_per_dim": row["validation"],
             "validation_accuracy": accuracy(log_probs, validation_labels),
         }
-        metrics.write({"step": row["step"], "loss": row["loss"], **figures, "seconds": metrics.seconds})
+        run.metrics.write({"step": row["step"], "loss": row["loss"], **figures, "seconds": run.metrics.seconds})
+
+    run.checkpoint.track(metrics=run.metrics)
 
     history = fit(
         model,
@@ -89,6 +89,8 @@ def train(args: argparse.Namespace, config: Config, device: torch.device) -> Non
         ema=recipe["ema"],
         clip=recipe["clip"],
         callback=write,
+        checkpoint=run.checkpoint,
+        recoveries=run.recoveries,
     )
     log_probs = class_log_probs(model, test_images, draws=args.draws)
     of_label = bits(log_probs, test_labels)
@@ -97,14 +99,16 @@ def train(args: argparse.Namespace, config: Config, device: torch.device) -> Non
         "test_accuracy": accuracy(log_probs, test_labels),
         "test_bits_per_dim": of_label.mean().item(),
         "test_bits_per_dim_error": of_label.std().item() / math.sqrt(len(of_label)),
-        "seconds": metrics.seconds,
+        "seconds": run.metrics.seconds,
     }
-    metrics.write(row)
+    run.metrics.write(row)
     save(model, args.out / "checkpoint.safetensors")
     labels = torch.arange(CLASSES, device=device).repeat_interleave(CLASSES)
     samples = model.sample(context=one_hot(labels))
     save_grids(args.out / "samples.png", {"samples, a row a class": samples.float() / 16}, columns=CLASSES)
-    print(f"test: accuracy {row['test_accuracy']:.3f}, {row['test_bits_per_dim']:.3f} bits/dim; see {args.out}")
+    outcome = f"test: accuracy {row['test_accuracy']:.3f}, {row['test_bits_per_dim']:.3f} bits/dim"
+    run.finish(outcome)
+    print(f"{outcome}; see {args.out}")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -125,8 +129,11 @@ def main(argv: list[str] | None = None) -> None:
         "pixel_levels": DATA["digits"].levels,
         **model,
     }
-    with ending_if_diverged():
-        train(args, config, resolve_device(args.device))
+    device = resolve_device(args.device)
+    set_seed(args.seed)
+    with open_run(args) as run:
+        if not run.is_finished:
+            train(args, config, device, run)
 
 
 if __name__ == "__main__":

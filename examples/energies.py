@@ -38,7 +38,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -49,13 +49,14 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from pyro_realnvp import MLP, Flow, PathGradientDistribution, StandardNormal, realnvp_transforms, save
+from pyro_realnvp import MLP, Checkpoint, Flow, PathGradientDistribution, StandardNormal, load, realnvp_transforms, save
 from pyro_realnvp.training.average import exponential_average
-from pyro_realnvp.training.loop import cosine_schedule, gradient_step, run_steps
+from pyro_realnvp.training.loop import Progress, Recovery, cosine_schedule, gradient_step, run_steps
 
 from shared.metrics import Metrics
-from shared.options import add_options, ending_if_diverged, fail, resolve_device, set_seed
+from shared.options import add_options, fail, resolve_device, set_seed
 from shared.pictures import save_figure
+from shared.run import Run, open_run
 
 WINDOW, CONFINEMENT = 4.0, 0.4
 TEST_SAMPLES = 100_000
@@ -183,14 +184,13 @@ def build(couplings: int, hidden: Sequence[int]) -> Flow:
     return Flow(StandardNormal(2), realnvp_transforms(2, couplings=couplings, net=net))
 
 
-def annealed(steps: int, fraction: float, start: float) -> Iterator[float]:
-    """Yields beta of every step: it rises along a line from ``start`` to 1 in the first ``fraction`` of the steps.
+def annealed(step: int, steps: int, fraction: float, start: float) -> float:
+    """Returns beta of a step: it rises along a line from ``start`` to 1 in the first ``fraction`` of the steps.
 
     By equal factors, most of these steps would go to a density that is all but flat, and few to the modes as they part.
     """
     rise = fraction * steps
-    for step in range(steps):
-        yield start + (1 - start) * step / rise if step < rise else 1.0
+    return start + (1 - start) * step / rise if step < rise else 1.0
 
 
 def path_loss(flow: Flow, energy: Energy, beta: float, count: int) -> Tensor:
@@ -201,7 +201,12 @@ def path_loss(flow: Flow, energy: Energy, beta: float, count: int) -> Tensor:
 
 
 def train(
-    options: argparse.Namespace, energy: Energy, anneal: float, device: torch.device, folder: Path
+    options: argparse.Namespace,
+    energy: Energy,
+    anneal: float,
+    device: torch.device,
+    run: Run,
+    checkpoint: Checkpoint,
 ) -> tuple[Flow, float]:
     """Trains; returns the flow with the average of the weights over the last steps, and the seconds that it took."""
     set_seed(options.seed)
@@ -210,25 +215,38 @@ def train(
     averaged = average.module
     optimizer = torch.optim.Adam(flow.parameters(), lr=options.lr, fused=True)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, cosine_schedule(options.steps))
-    betas = annealed(options.steps, anneal, options.start)
+    progress = Progress()
 
     def loss() -> Tensor:
-        return path_loss(flow, energy, next(betas), options.batch)
+        return path_loss(flow, energy, annealed(progress.step, options.steps, anneal, options.start), options.batch)
 
     step = gradient_step(flow, loss, optimizer, scheduler=scheduler, average=average, clip=5.0)
-    metrics = Metrics(folder)
+    metrics = Metrics(checkpoint.path.parent)
+    modules = {"flow": flow, "average": average}
+    recovery = Recovery(optimizer, scheduler, times=run.recoveries, progress=progress, **modules)
+    parts = {**modules, "optimizer": optimizer, "scheduler": scheduler, "progress": progress, "recovery": recovery}
+    checkpoint.track(**parts, own_metrics=metrics)
 
     @torch.no_grad()
     def on_interval(taken: int, loss: float) -> bool:
         ess = importance(averaged, energy, 5000)[1]
         metrics.write({"step": taken, "loss": loss, "ess": ess, "seconds": metrics.seconds})
+        recovery.remember()
         return False
 
     # Samples of the flow itself need no check; if they are no numbers any more, neither is the loss, and run_steps says
     # so.
     with pyro.validation_enabled(False):
-        run_steps(step, steps=options.steps, interval=options.interval, on_interval=on_interval)
-    save(averaged, folder / "flow.safetensors")
+        run_steps(
+            step,
+            steps=options.steps,
+            interval=options.interval,
+            on_interval=on_interval,
+            start=progress,
+            checkpoint=checkpoint,
+            recover=recovery,
+        )
+    save(averaged, checkpoint.path.parent / "flow.safetensors")
     return averaged.eval(), metrics.seconds
 
 
@@ -314,25 +332,39 @@ def main(arguments: Sequence[str] | None = None) -> None:
         fail(f"--start must be greater than 0 and at most 1, but got {options.start}.")
 
     device = resolve_device(options.device)
-    metrics = Metrics(options.out)
-    runs = {"annealed" if options.anneal else "not annealed": options.anneal}
+    runs = {"annealed" if options.anneal else "not_annealed": options.anneal}
     if options.compare:
-        runs["not annealed"] = 0.0
-    fits: dict[Energy, dict[str, Flow]] = {}
-    for name in options.energy:
-        energy, flows = ENERGIES[name], {}
-        for title, anneal in runs.items():
-            with ending_if_diverged():
-                flow, seconds = train(options, energy, anneal, device, options.out / name / title.replace(" ", "_"))
-            row = {"energy": name, "anneal": anneal, **test(flow, energy, device), "seconds": seconds}
-            metrics.write(row)
-            print(
-                f"{name}, {title}: ESS {row['ess']:.1f} %, forward KL {row['forward_kl']:.4f}, log Z "
-                f"{row['log_z']:.4f} (true {row['log_z_true']:.4f}), modes within {100 * row['mode_error']:.1f} %"
-            )
-            flows[f"{title}: ESS {row['ess']:.1f} %, KL {row['forward_kl']:.3f}"] = flow
-        fits[energy] = flows
-    draw(fits, options.out / "energies.png", device)
+        runs["not_annealed"] = 0.0
+    fits: dict[Energy, dict[str, Flow]] = {ENERGIES[name]: {} for name in options.energy}
+    stages = {f"{name}/{title}": (name, title, anneal) for name in options.energy for title, anneal in runs.items()}
+    with open_run(options, stages=list(stages)) as run:
+        if run.is_finished:
+            return
+        outcomes = []
+        for stage, (name, title, anneal) in stages.items():
+            energy = ENERGIES[name]
+            with run.stage(stage) as checkpoint:
+                if checkpoint.result is None:
+                    flow, seconds = train(options, energy, anneal, device, run, checkpoint)
+                    row = {"energy": name, "anneal": anneal, **test(flow, energy, device), "seconds": seconds}
+                    run.metrics.write(row)
+                    run.finish_stage(checkpoint, row=row)
+                else:
+                    row = checkpoint.result["row"]
+                    flow = load(options.out / stage / "flow.safetensors", device=device)
+            title = title.replace("_", " ")
+            outcomes.append(outcome(title, row))
+            print(outcomes[-1])
+            fits[energy][f"{title}: ESS {row['ess']:.1f} %, KL {row['forward_kl']:.3f}"] = flow
+        draw(fits, options.out / "energies.png", device)
+        run.finish("; ".join(outcomes))
+
+
+def outcome(title: str, row: dict[str, Any]) -> str:
+    return (
+        f"{row['energy']}, {title}: ESS {row['ess']:.1f} %, forward KL {row['forward_kl']:.4f}, log Z "
+        f"{row['log_z']:.4f} (true {row['log_z_true']:.4f}), modes within {100 * row['mode_error']:.1f} %"
+    )
 
 
 if __name__ == "__main__":

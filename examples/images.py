@@ -24,6 +24,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -33,7 +34,8 @@ from torch import Tensor, nn
 
 from pyro_realnvp import ImageFlow, bits_per_dim, rebuild, recompute, save, synchronize
 from pyro_realnvp.training.average import exponential_average
-from pyro_realnvp.training.loop import Batches, BestState, Progress, cosine_schedule, run_steps
+from pyro_realnvp.training.loop import Batches, BestState, Progress, Recovery, cosine_schedule, run_steps
+from pyro_realnvp.training.resume import Stateful
 
 from shared.checkpoints import configuration_beside, load_flow
 from shared.image_data import load_images, pad
@@ -41,10 +43,12 @@ from shared.image_figures import draw_interpolation, draw_samples
 from shared.image_models import build, configuration, training_of
 from shared.image_options import check_objective, parse
 from shared.image_training import flipped, mle_step, optimizer_of, svi_step
-from shared.metrics import Metrics
-from shared.options import Config, ending_if_diverged, resolve_device, set_seed
+from shared.options import Config, resolve_device, set_seed
 from shared.processes import Processes, check_batch, start
-from shared.resume import Attributes, RandomNumbers, Resumable, Stateful
+from shared.run import Run, open_run
+
+# Options that must be the same when a run goes on, besides those of the flow and its recipe.
+KEPT = ("seed", "steps", "objective", "memory", "compile", "bf16", "channels_last", "flips")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -54,28 +58,28 @@ def main(argv: list[str] | None = None) -> None:
     elif args.sample is not None:
         sample(args)
     else:
-        with start(args.device) as processes, ending_if_diverged():
+        with start(args.device) as processes:
             check_objective(args, processes)
-            train(args, configuration(args), processes)
+            config = configuration(args)
+            recipe = training_of(args.flow, args.data)
+            recipe |= {name: value for name, value in vars(args).items() if name in recipe and value is not None}
+            check_batch(recipe["batch_size"], processes)
+            if args.compile:  # kept with the run, so that the next process does not begin with minutes of compilation
+                os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(args.out.resolve() / "compiled"))
+            kept = {name: getattr(args, name) for name in KEPT}
+            with open_run(args, {**config, **recipe, **kept}, processes) as run:
+                if not run.is_finished:
+                    train(args, config, recipe, processes, run)
 
 
 # ---------------------------------------------------------------------------------------------------- training
 
 
-def train(args: argparse.Namespace, config: Config, processes: Processes) -> None:
-    """Trains, from the start or from where an earlier process was paused; then tests, and writes the files."""
+def train(args: argparse.Namespace, config: Config, recipe: Config, processes: Processes, run: Run) -> None:
+    """Trains, from the start or from where an earlier process was stopped; then tests, and writes the files."""
     set_seed(args.seed)
     if args.compile:
         pyro.enable_validation(False)  # it looks at values, which one graph cannot
-    recipe = training_of(args.flow, args.data)
-    recipe |= {name: value for name, value in vars(args).items() if name in recipe and value is not None}
-    check_batch(recipe["batch_size"], processes)
-    run = resumable(args, config, recipe, processes)
-    before = None if run is None else run.load()
-    if before is not None and "finished" in before:
-        if processes.is_first:
-            print(f"{args.out} holds a finished run: {outcome(before['finished'])}; give another --out to start anew.")
-        return
     with processes.first_of_node():
         splits = load_images(args.data, args.root, download=args.download, size=args.size)
     train_images, validation_images, test_images = (images.to(processes.device) for images in splits)
@@ -90,7 +94,7 @@ def train(args: argparse.Namespace, config: Config, processes: Processes) -> Non
 
     order = processes.order(args.seed)
     batches = Batches(train_images, recipe["batch_size"], order)
-    if before is None:
+    if run.checkpoint.saved is None:
         first = torch.randperm(len(train_images), generator=order)[:256].to(processes.device)
         model.initialize(processes.part(pad(train_images[first], config["event_shape"])))
 
@@ -102,30 +106,31 @@ def train(args: argparse.Namespace, config: Config, processes: Processes) -> Non
     steps = args.steps if args.steps is not None else recipe["epochs"] * epoch
     factor = cosine_schedule(steps, warmup=recipe["warmup"])
     precision = torch.autocast(processes.device.type, torch.bfloat16, enabled=args.bf16)
-    parts: dict[str, Stateful] = {"model": model, "ema": average}
+    best, progress, metrics = BestState(averaged, recipe["patience"]), Progress(), run.metrics
+    parts: dict[str, Stateful] = {"model": model, "average": average, "best": best, "batches": batches}
+    parts |= {"progress": progress, "metrics": metrics}
+    recovery = None
     if args.objective == "svi":
-        step: Callable[[], Any] = svi_step(model, batch, recipe["learning_rate"], factor, average)
+        step: Callable[[], Any]
+        step, parts["optimizer"] = svi_step(model, batch, recipe["learning_rate"], factor, average)
     else:
         optimizer = optimizer_of(model, recipe["learning_rate"], recipe["weight_decay"])
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-        parts |= {"optimizer": optimizer, "scheduler": scheduler}
+        modules = {"model": model, "average": average}
+        recovery = Recovery(optimizer, scheduler, times=run.recoveries, progress=progress, **modules)
+        parts |= {"optimizer": optimizer, "scheduler": scheduler, "recovery": recovery}
         options = {"clip": recipe["clip"], "precision": precision, "compiled": args.compile}
         step = mle_step(model, batch, optimizer, scheduler, average, **options)
 
-    best, progress = BestState(averaged, recipe["patience"]), Progress()
-    parts |= {"best": Attributes(best, "loss", "waited", "state"), "batches": Attributes(batches, "order", "used")}
-    parts["progress"] = Attributes(progress, "step", "total", "count")
-    random = RandomNumbers(processes.device, order)
-    if run is not None and before is not None:
-        run.restore(before, parts, random)
-    seconds = 0.0 if before is None else before["seconds"]
-    metrics = Metrics(args.out, quiet=not processes.is_first, step=progress.step, seconds=seconds)
+    run.checkpoint.track(**parts)
 
     def on_interval(taken: int, loss: float) -> bool:
         with precision:
             value, error = score(averaged, config, validation_images, processes)
         figures = {"validation_bits_per_dim": value, "validation_bits_per_dim_error": error}
         metrics.write({"step": taken, "loss": loss, **figures, "seconds": metrics.seconds})
+        if recovery is not None:
+            recovery.remember()
         return best.stop(value)
 
     bits = 1 / (math.prod(config["image_shape"]) * math.log(2))  # a pixel, of one nat an image
@@ -136,15 +141,10 @@ def train(args: argparse.Namespace, config: Config, processes: Processes) -> Non
         on_interval=on_interval,
         unit="bits/dim",
         start=progress,
-        pause=None if run is None else run.is_due,
+        checkpoint=run.checkpoint,
+        recover=recovery,
         bar=processes.is_first,
     )
-    if run is not None and run.paused:
-        run.save(parts, random, seconds=metrics.seconds)
-        if processes.is_first:
-            print(f"paused after {taken} of {steps} steps; the same command goes on from {run.path}")
-        return
-
     best.restore()
     value, error = score(averaged, config, test_images, processes)
     if not processes.is_first:
@@ -161,20 +161,10 @@ def train(args: argparse.Namespace, config: Config, processes: Processes) -> Non
     metrics.write(row)
     save(averaged, args.out / "checkpoint.safetensors")
     (args.out / "checkpoint.json").write_text(json.dumps(config, indent=2) + "\n")
-    if run is not None:
-        run.finish(row)
     draw_samples(args.out / "samples.png", averaged.flow, config, test_images)
     draw_interpolation(args.out / "interpolation.png", averaged.flow, config, validation_images)
+    run.finish(outcome(row))
     print(f"{outcome(row)}; pictures and checkpoint in {args.out}")
-
-
-def resumable(args: argparse.Namespace, config: Config, recipe: Config, processes: Processes) -> Resumable | None:
-    """Makes what pauses the training after ``--minutes``; None without that option."""
-    if args.minutes is None:
-        return None
-    kept = ("seed", "steps", "memory", "compile", "bf16", "channels_last", "flips")
-    options = {**config, **recipe, **{name: getattr(args, name) for name in kept}}
-    return Resumable(args.out, args.minutes, options, processes)
 
 
 # ------------------------------------------------------------------------------------------------------ scores
@@ -210,8 +200,9 @@ def sample(args: argparse.Namespace) -> None:
     set_seed(args.seed)
     flow = load_flow(args.sample, build).flow.to(device)
     config = configuration_beside(args.sample)
-    draw_samples(args.out / "samples.png", flow, config, None, temperature=args.temperature)
-    print(f"64 samples in {args.out / 'samples.png'}")
+    picture = args.out / f"sample-of-{args.sample.stem}.png"
+    draw_samples(picture, flow, config, None, temperature=args.temperature)
+    print(f"64 samples in {picture}")
 
 
 def describe(config: Config) -> None:

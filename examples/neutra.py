@@ -54,12 +54,13 @@ from pyro.infer import MCMC, NUTS, Trace_ELBO
 from pyro.infer.mcmc.util import initialize_model
 from torch import Tensor
 
-from pyro_realnvp import MLP, AutoRealNVP, IndependenceMH, NeuTra, importance_sample, realnvp_transforms
-from pyro_realnvp.training.loop import cosine_schedule, gradient_step, run_steps
+from pyro_realnvp import MLP, AutoRealNVP, Checkpoint, IndependenceMH, NeuTra, importance_sample, realnvp_transforms
+from pyro_realnvp.training.loop import Progress, Recovery, cosine_schedule, gradient_step, run_steps
 
 from shared.metrics import Metrics
-from shared.options import add_options, ending_if_diverged, fail, set_seed
+from shared.options import add_options, fail, set_seed
 from shared.pictures import save_figure
+from shared.run import Run, open_run
 
 SHARE = 0.7  # of the right mode
 Model = Callable[..., Any]
@@ -180,24 +181,37 @@ class Counted:
             self.warmup_calls = self.calls
 
 
-def run_nuts(model: Model, options: argparse.Namespace) -> Chains:
-    """Runs NUTS, on a model or on the model seen through a guide."""
-    runs, counts, divergences = [], [], 0
+def run_nuts(model: Model, options: argparse.Namespace, run: Run, name: str) -> Chains:
+    """Runs NUTS, on a model or on the model seen through a guide; a chain that has ended is not run again."""
+    results = []
     for chain in range(options.chains):
-        pyro.set_rng_seed(1000 * options.seed + chain)
-        # A compiled potential takes a third of the time.
-        initial, potential, transforms, _ = initialize_model(model, jit_compile=True, skip_jit_warnings=True)
-        counted = Counted(potential)
-        kernel = NUTS(potential_fn=counted, target_accept_prob=options.accept)
-        start = {"initial_params": initial, "transforms": transforms}
-        mcmc = MCMC(kernel, options.samples, options.warmup, hook_fn=counted.watch, disable_progbar=True, **start)
-        mcmc.run()
-        samples = model.get_samples(mcmc) if isinstance(model, NeuTra) else mcmc.get_samples()
-        runs.append(side_by_side(samples))
-        counts.append((counted.calls - counted.warmup_calls, counted.warmup_calls))
-        divergences += len(mcmc.diagnostics()["divergences"]["chain 0"])
-    gradients, warmup_gradients = (sum(each) for each in zip(*counts, strict=True))
-    return Chains(torch.stack(runs), gradients, warmup_gradients, divergences)
+        with run.stage(f"{name}/{chain}") as checkpoint:
+            if checkpoint.result is None:
+                run.finish_stage(checkpoint, chain=run_chain(model, options, chain))
+            results.append(checkpoint.result["chain"])
+    gradients, warmup_gradients, divergences = (
+        sum(result[count] for result in results) for count in ("gradients", "warmup_gradients", "divergences")
+    )
+    return Chains(torch.stack([result["samples"] for result in results]), gradients, warmup_gradients, divergences)
+
+
+def run_chain(model: Model, options: argparse.Namespace, chain: int) -> dict[str, Any]:
+    """Runs one chain of NUTS from its own seed."""
+    pyro.set_rng_seed(1000 * options.seed + chain)
+    # A compiled potential takes a third of the time.
+    initial, potential, transforms, _ = initialize_model(model, jit_compile=True, skip_jit_warnings=True)
+    counted = Counted(potential)
+    kernel = NUTS(potential_fn=counted, target_accept_prob=options.accept)
+    start = {"initial_params": initial, "transforms": transforms}
+    mcmc = MCMC(kernel, options.samples, options.warmup, hook_fn=counted.watch, disable_progbar=True, **start)
+    mcmc.run()
+    samples = model.get_samples(mcmc) if isinstance(model, NeuTra) else mcmc.get_samples()
+    return {
+        "samples": side_by_side(samples).detach(),
+        "gradients": counted.calls - counted.warmup_calls,
+        "warmup_gradients": counted.warmup_calls,
+        "divergences": len(mcmc.diagnostics()["divergences"]["chain 0"]),
+    }
 
 
 def run_independence(model: Model, guide: Model, options: argparse.Namespace) -> tuple[Chains, float]:
@@ -216,56 +230,81 @@ def run_independence(model: Model, guide: Model, options: argparse.Namespace) ->
 # ------------------------------------------------------------------------------------------------------ the training
 
 
-def train(name: str, options: argparse.Namespace, metrics: Metrics) -> AutoRealNVP:
+def make_guide(name: str, options: argparse.Namespace) -> AutoRealNVP:
     target = TARGETS[name]
     flow = partial(realnvp_transforms, couplings=options.couplings, net=partial(MLP, hidden=options.hidden))
     guide = AutoRealNVP(target.model, flow, init_scale=target.init_scale, name=name)
     guide.initialize()
+    return guide
+
+
+def train(name: str, guide: AutoRealNVP, options: argparse.Namespace, run: Run, checkpoint: Checkpoint) -> None:
+    target = TARGETS[name]
     optimizer = torch.optim.Adam(guide.parameters(), lr=options.lr)
     bound = Trace_ELBO(num_particles=options.particles, vectorize_particles=True, max_plate_nesting=1)
     loss = bound(target.model, guide)
-    steps = iter(range(options.steps))
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, cosine_schedule(options.steps))
+    progress = Progress()
+    recovery = Recovery(optimizer, scheduler, times=run.recoveries, guide=guide, progress=progress)
 
     def tempered_loss() -> Tensor:
-        return loss(*target.arguments(next(steps) / options.steps))
+        return loss(*target.arguments(progress.step / options.steps))
 
     step = gradient_step(guide, tempered_loss, optimizer, scheduler=scheduler, clip=10.0)
 
     def on_interval(taken: int, loss: float) -> bool:
-        metrics.write({"step": taken, "loss": loss, "target": name, "seconds": metrics.seconds})
+        run.metrics.write({"step": taken, "loss": loss, "target": name, "seconds": run.metrics.seconds})
+        recovery.remember()
         return False
 
-    run_steps(step, steps=options.steps, interval=max(1, options.steps // 10), on_interval=on_interval)
-    return guide
+    checkpoint.track(guide=guide, optimizer=optimizer, scheduler=scheduler, progress=progress, recovery=recovery)
+    run_steps(
+        step,
+        steps=options.steps,
+        interval=max(1, options.steps // 10),
+        on_interval=on_interval,
+        start=progress,
+        checkpoint=checkpoint,
+        recover=recovery,
+    )
 
 
-def compare(name: str, options: argparse.Namespace, metrics: Metrics) -> dict[str, Tensor]:
+def compare(name: str, options: argparse.Namespace, run: Run) -> dict[str, Tensor]:
     """Trains, samples in both ways, writes their rows, and returns the points (N, D) to draw."""
-    target = TARGETS[name]
-    start = metrics.seconds
-    with ending_if_diverged():
-        guide = train(name, options, metrics)
-    trained = round(metrics.seconds - start, 1)
-    draws = importance_sample(target.model, guide, num_samples=10_000, parallel=True)
-    report(metrics, {"target": name, "sampler": "guide", "train_seconds": trained, "pareto_k": draws.pareto_k})
+    target, metrics = TARGETS[name], run.metrics
+    guide = make_guide(name, options)
+    with run.stage(name) as checkpoint:
+        if checkpoint.result is None:
+            train(name, guide, options, run, checkpoint)
+            trained = round(checkpoint.seconds, 1)
+            draws = importance_sample(target.model, guide, num_samples=10_000, parallel=True)
+            row = {"target": name, "sampler": "guide", "train_seconds": trained, "pareto_k": draws.pareto_k}
+            report(metrics, row)
+            run.finish_stage(checkpoint, guide=guide.state_dict(), draws=side_by_side(draws.samples))
+        else:
+            guide.load_state_dict(checkpoint.result["guide"])
+        of_guide = checkpoint.result["draws"]
 
-    plain = run_nuts(target.model, options)
+    plain = run_nuts(target.model, options, run, f"{name}/nuts")
     row = {"target": name, "sampler": "nuts", **summary(name, plain), "seconds": metrics.seconds}
     report(metrics, row)
-    points = {"NUTS": plain.samples, "Guide": side_by_side(draws.samples)}
+    points = {"NUTS": plain.samples, "Guide": of_guide}
     if name == "bimodal":
         title = "Independence Metropolis-Hastings"
         chains, rate = run_independence(target.model, guide, options)
         extra = {"sampler": "independence", "acceptance_rate": rate}
     else:
         title = "NUTS through the guide"
-        chains = run_nuts(NeuTra(target.model, guide), options)
+        chains = run_nuts(NeuTra(target.model, guide), options, run, f"{name}/neutra")
         gain = chains.min_bulk_ess / chains.gradients / (plain.min_bulk_ess / plain.gradients)
         extra = {"sampler": "neutra", "gain": gain}
     points[title] = chains.samples
     report(metrics, {"target": name, **extra, **summary(name, chains), "seconds": metrics.seconds})
     return {title: value.flatten(0, -2) for title, value in points.items()}
+
+
+def stages_of(name: str, options: argparse.Namespace) -> list[str]:
+    return [name, *(f"{name}/{sampler}/{chain}" for sampler in ("nuts", "neutra") for chain in range(options.chains))]
 
 
 def summary(name: str, chains: Chains) -> dict[str, float]:
@@ -336,12 +375,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         fail(f"NUTS on models this small belongs on the CPU, but got --device {options.device}.")
 
     set_seed(options.seed)
-    metrics = Metrics(options.out)
-    with warnings.catch_warnings():
+    stages = [stage for name in options.targets for stage in stages_of(name, options)]
+    with warnings.catch_warnings(), open_run(options, stages=stages) as run:
         warnings.filterwarnings("ignore", "`torch.jit.trace` is deprecated", FutureWarning)  # Pyro's own call
-        points = {name: compare(name, options, metrics) for name in options.targets}
-    draw(options.out / "neutra.png", points)
-    print(f"See {options.out}.")
+        if run.is_finished:
+            return
+        points = {name: compare(name, options, run) for name in options.targets}
+        draw(options.out / "neutra.png", points)
+        run.finish(f"metrics and picture in {options.out}")
+        print(f"See {options.out}.")
 
 
 if __name__ == "__main__":

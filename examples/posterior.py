@@ -22,10 +22,11 @@ from __future__ import annotations
 import argparse
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -36,12 +37,15 @@ from pyro.infer.autoguide import AutoGuide, AutoIAFNormal, AutoMultivariateNorma
 from pyro.optim import ClippedAdam
 from tqdm import tqdm
 
-from pyro_realnvp import AutoRealNVP, importance_sample
+from pyro_realnvp import AutoRealNVP, Checkpoint, FiniteELBO, importance_sample
+from pyro_realnvp.training.loop import DivergedError
 
 from shared.metrics import Metrics
 from shared.options import add_options, fail, set_seed
 from shared.pictures import save_figure
 from shared.posteriordb import POSTERIORS, Draws, Posterior, errors, load
+from shared.pyro_state import OptimizerState
+from shared.run import Run, open_run
 
 DRAWS = 20_000
 GUIDES: dict[str, Callable[..., AutoGuide]] = {
@@ -55,20 +59,55 @@ GUIDES: dict[str, Callable[..., AutoGuide]] = {
 }
 
 
-def train(name: str, model: Callable[[], None], *, steps: int, seconds: float) -> tuple[AutoGuide, list[float], float]:
-    """Trains a guide for so many steps or seconds, whichever is first; returns it, its losses, and the seconds."""
+class Losses:
+    """Keeps the losses of a training, and its seconds, as a part of what a checkpoint tracks."""
+
+    def __init__(self) -> None:
+        self.values: list[float] = []
+        self._start = perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        return perf_counter() - self._start
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"values": self.values, "seconds": self.seconds}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.values, self._start = list(state["values"]), perf_counter() - float(state["seconds"])
+
+
+def train(
+    name: str, model: Callable[[], None], checkpoint: Checkpoint, *, steps: int, seconds: float, skip: bool
+) -> tuple[AutoGuide, list[float], float]:
+    """Trains a guide for so many steps or seconds, whichever is first; returns it, its losses, and the seconds.
+
+    ``skip``: a step whose loss or gradient is not finite is left out, instead of ending the training.
+    """
     pyro.clear_param_store()
-    start = perf_counter()
+    course = Losses()
     guide = GUIDES[name](model)
-    svi = SVI(model, guide, ClippedAdam({"lr": 5e-3, "lrd": 0.999}), Trace_ELBO(32, vectorize_particles=True))
-    losses: list[float] = []
-    with tqdm(total=steps if steps < math.inf else None, desc=name, unit="step", mininterval=0.5) as bar:
-        while len(losses) < steps and perf_counter() - start < seconds:
-            losses.append(svi.step())
+    bound = Trace_ELBO(32, vectorize_particles=True)
+    svi = SVI(model, guide, ClippedAdam({"lr": 5e-3, "lrd": 0.999}), FiniteELBO(bound) if skip else bound)
+    if isinstance(guide, AutoRealNVP):
+        guide.initialize()
+    else:
+        guide()  # its first call makes its parameters
+    checkpoint.track(guide=guide, optimizer=OptimizerState(svi.optim), losses=course)
+    losses = course.values
+    total = steps if steps < math.inf else None
+    with checkpoint.steps(), tqdm(total=total, initial=len(losses), desc=name, unit="step", mininterval=0.5) as bar:
+        while len(losses) < steps and course.seconds < seconds:
+            loss = svi.step()
+            if not math.isfinite(loss) and not skip:
+                raise DivergedError(f"The loss of {name} became {loss} after {len(losses)} steps")
+            losses.append(loss)
             if len(losses) % 50 == 0:
                 bar.set_postfix_str(f"{np.mean(losses[-50:]):.3f} nats", refresh=False)
             bar.update()
-    return guide, losses, perf_counter() - start
+            if checkpoint.is_due():
+                checkpoint.poll()
+    return guide, losses, course.seconds
 
 
 def judge(posterior: Posterior, guide: AutoGuide) -> tuple[dict[str, float], Draws]:
@@ -132,35 +171,54 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.getLogger("pyro").setLevel(logging.WARNING)
     set_seed(options.seed)
     posterior = load(options.posterior, options.root)
-    metrics = Metrics(options.out)
-
-    guide, losses, seconds = train("AutoRealNVP", posterior.model, steps=options.steps, seconds=math.inf)
-    for step in range(0, len(losses), 50):
-        metrics.write({"step": step, "loss": float(np.mean(losses[step : step + 50]))})
-    row, draws = judge(posterior, guide)
-    draw(options.out / "posterior.png", posterior, losses, draws, row["pareto_k"])
-    report(metrics, "AutoRealNVP", len(losses), seconds, row)
-    if options.compare is None:
-        return
-    for name in options.compare or others:
-        set_seed(options.seed)
-        try:
-            guide, losses, used = train(name, posterior.model, steps=10**9, seconds=seconds)
-            row, _ = judge(posterior, guide)
-        except ValueError as error:  # an infinite loss, a parameter that is not a number
-            print(f"{name:24s} failed: {str(error).splitlines()[0]}")
-            metrics.write({"guide": name, "failed": str(error).splitlines()[0]})
-            continue
-        report(metrics, name, len(losses), used, row)
+    compared = [] if options.compare is None else options.compare or others
+    with open_run(options, stages=["AutoRealNVP", *compared]) as run:
+        if not run.is_finished:
+            infer(posterior, options, run, compared)
 
 
-def report(metrics: Metrics, name: str, steps: int, seconds: float, row: dict[str, float]) -> None:
+def infer(posterior: Posterior, options: argparse.Namespace, run: Run, compared: Sequence[str]) -> None:
+    """Trains the guide, and the others for the time that it took, and reports on each."""
+    metrics, skip = run.metrics, options.on_nan == "skip"
+    with run.stage("AutoRealNVP") as checkpoint:
+        if checkpoint.result is None:
+            guide, losses, seconds = train(
+                "AutoRealNVP", posterior.model, checkpoint, steps=options.steps, seconds=math.inf, skip=skip
+            )
+            for step in range(0, len(losses), 50):
+                metrics.write({"step": step, "loss": float(np.mean(losses[step : step + 50]))})
+            row, draws = judge(posterior, guide)
+            draw(options.out / "posterior.png", posterior, losses, draws, row["pareto_k"])
+            outcome = report(metrics, "AutoRealNVP", len(losses), seconds, row)
+            run.finish_stage(checkpoint, seconds=seconds, outcome=outcome)
+        else:
+            seconds, outcome = checkpoint.result["seconds"], checkpoint.result["outcome"]
+    for name in compared:
+        with run.stage(name) as checkpoint:
+            if checkpoint.result is not None:
+                continue
+            set_seed(options.seed)
+            try:
+                guide, losses, used = train(name, posterior.model, checkpoint, steps=10**9, seconds=seconds, skip=skip)
+                row, _ = judge(posterior, guide)
+                report(metrics, name, len(losses), used, row)
+            except (ValueError, DivergedError) as error:  # an infinite loss, a parameter that is not a number
+                print(f"{name:24s} failed: {str(error).splitlines()[0]}")
+                metrics.write({"guide": name, "failed": str(error).splitlines()[0]})
+            run.finish_stage(checkpoint)
+    run.finish(outcome)
+
+
+def report(metrics: Metrics, name: str, steps: int, seconds: float, row: dict[str, float]) -> str:
+    """Writes the row of a guide; prints it as one line, and returns that."""
     metrics.write({"guide": name, "steps": steps, "seconds": round(seconds, 1), **row})
-    print(
+    line = (
         f"{name:24s}{steps:6d} steps {seconds:5.0f} s   ELBO {row['elbo']:.3f} +- {row['elbo_error']:.3f}   "
         f"mean error {row['mean_error']:.3f} sd   sd error {100 * row['sd_error']:.1f} %   "
         f"k-hat {row['pareto_k']:.2f}   ESS {100 * row['ess']:.0f} %"
     )
+    print(line)
+    return line
 
 
 if __name__ == "__main__":

@@ -53,9 +53,9 @@ from pyro_realnvp import MLP, Chain, EmbedContext, Flow, StandardLogistic, realn
 
 from shared.checkpoints import load_flow
 from shared.density_training import fit_density
-from shared.metrics import Metrics
-from shared.options import Config, add_options, ending_if_diverged, fail, resolve_device, set_seed
+from shared.options import Config, add_options, fail, resolve_device, set_seed
 from shared.pictures import save_figure
+from shared.run import Run, open_run
 
 RADIUS, NOISE, CENTRE = 0.1, 0.01, 0.25
 TEST_PAIRS = 10_000
@@ -185,7 +185,7 @@ class FreshPairs(IterableDataset[tuple[Tensor, Tensor]]):
             yield sample_pairs(self.batch_size, self.device)
 
 
-def train(flow: Flow, options: argparse.Namespace, device: torch.device, metrics: Metrics) -> None:
+def train(flow: Flow, options: argparse.Namespace, device: torch.device, run: Run) -> None:
     """Fits the flow to fresh simulations, or to fixed ones, of which every tenth is held out to stop early."""
     standardize = next(module for module in flow.modules() if isinstance(module, Standardize))
     standardize.measure(sample_pairs(options.simulations or 10_000, device)[1])
@@ -196,7 +196,7 @@ def train(flow: Flow, options: argparse.Namespace, device: torch.device, metrics
         theta, x = sample_pairs(options.simulations, device)
         data, validation = (theta[:cut], x[:cut]), (theta[cut:], x[cut:])
 
-    fit_density(flow, data, validation, options, metrics)
+    fit_density(flow, data, validation, options, run)
 
 
 # --------------------------------------------------------------------------------------------------- calibration
@@ -310,22 +310,32 @@ def main(arguments: Sequence[str] | None = None) -> None:
     device = resolve_device(options.device)
     set_seed(options.seed)
     pyro.enable_validation(False)
-    metrics = Metrics(options.out)
     if options.sample:
         flow = load_flow(options.sample, build).to(device)
-    else:
+        row, ranks = test(flow, options, device)
+        picture = options.out / f"sample-of-{options.sample.stem}.png"
+        draw(flow, ranks, options.draws, picture, device)
+        print(f"{outcome(row)}; see {picture}")
+        return
+    with open_run(options) as run:
+        if run.is_finished:
+            return
         config: Config = {"couplings": options.couplings, "hidden": options.hidden}
         flow = build(config).to(device)
-        with ending_if_diverged():
-            train(flow, options, device, metrics)
+        train(flow, options, device, run)
         # Standardize is a class of this script: the file can only name what to build the flow from.
         save(flow, options.out / "flow.safetensors", build={"config": config})
-    row, ranks = test(flow, options, device)
-    metrics.write({**row, "seconds": metrics.seconds})
-    draw(flow, ranks, options.draws, options.out / "simulator.png", device)
+        row, ranks = test(flow, options, device)
+        run.metrics.write({**row, "seconds": run.metrics.seconds})
+        draw(flow, ranks, options.draws, options.out / "simulator.png", device)
+        run.finish(outcome(row))
+        print(f"{outcome(row)}; see {options.out}")
+
+
+def outcome(row: dict[str, Any]) -> str:
     p_values = ", ".join(f"{p:.2f}" for p in row["sbc_p"])
     gap = f"{row['test_kl']:.3f} +- {row['test_kl_error']:.3f}"
-    print(f"test: KL to the true posterior {gap} nats; p-values of the ranks {p_values}; see {options.out}")
+    return f"test: KL to the true posterior {gap} nats; p-values of the ranks {p_values}"
 
 
 if __name__ == "__main__":

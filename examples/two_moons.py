@@ -34,9 +34,9 @@ from pyro_realnvp import MLP, Flow, StandardNormal, realnvp_transforms, save
 
 from shared.checkpoints import load_flow
 from shared.density_training import fit_density
-from shared.metrics import Metrics
-from shared.options import Config, add_options, ending_if_diverged, fail, resolve_device, set_seed
+from shared.options import Config, add_options, fail, resolve_device, set_seed
 from shared.pictures import save_figure
+from shared.run import Run, open_run
 
 NOISE = 0.05
 TEST_POINTS = 20_000
@@ -99,7 +99,7 @@ class FreshPoints(IterableDataset[Tensor]):
             yield sample_moons(self.batch_size, self.device)[0]
 
 
-def train(flow: Flow, options: argparse.Namespace, metrics: Metrics) -> None:
+def train(flow: Flow, options: argparse.Namespace, run: Run) -> None:
     """Fits the flow to fresh points, or to fixed ones, of which every fifth is held out to stop early."""
     device = next(flow.parameters()).device
     data, validation, jitter = DataLoader(FreshPoints(options.batch, device), batch_size=None), None, 0.0
@@ -110,7 +110,7 @@ def train(flow: Flow, options: argparse.Namespace, metrics: Metrics) -> None:
         # the density that it leaves between them is as good as zero.
         jitter = options.jitter
 
-    fit_density(flow, data, validation, options, metrics, noise=jitter)
+    fit_density(flow, data, validation, options, run, noise=jitter)
 
 
 @torch.no_grad()
@@ -186,20 +186,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     device = resolve_device(options.device)
     set_seed(options.seed)
-    metrics = Metrics(options.out)
     if options.sample:
         flow = load_flow(options.sample, build).to(device)
-    else:
+        picture = options.out / f"sample-of-{options.sample.stem}.png"
+        row = test(flow, device)
+        draw(flow, picture, device)
+        print(f"{outcome(row)}; see {picture}")
+        return
+    with open_run(options) as run:
+        if run.is_finished:
+            return
         flow = build({"couplings": options.couplings, "hidden": options.hidden}).to(device)
-        with ending_if_diverged():
-            train(flow, options, metrics)
+        train(flow, options, run)
         save(flow, options.out / "flow.safetensors")
-    row = {**test(flow, device), "seconds": metrics.seconds}
-    metrics.write(row)
-    draw(flow, options.out / "two_moons.png", device)
-    print(
-        f"test: {row['test_nats']:.4f} nats, KL {row['test_kl']:.4f} +- {row['test_kl_error']:.4f}; see {options.out}"
-    )
+        row = test(flow, device)
+        run.metrics.write({**row, "seconds": run.metrics.seconds})
+        draw(flow, options.out / "two_moons.png", device)
+        run.finish(outcome(row))
+        print(f"{outcome(row)}; see {options.out}")
+
+
+def outcome(row: dict[str, float]) -> str:
+    return f"test: {row['test_nats']:.4f} nats, KL {row['test_kl']:.4f} +- {row['test_kl_error']:.4f}"
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import pairwise, product
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
 import pyro
@@ -49,14 +49,24 @@ from pyro.infer import Trace_ELBO
 from pyro.poutine import scale
 from torch import Tensor, nn
 
-from pyro_realnvp import MLP, DiagonalNormal, Flow, StandardNormal, realnvp_transforms, save
+from pyro_realnvp import MLP, Checkpoint, DiagonalNormal, Flow, StandardNormal, realnvp_transforms, save
 from pyro_realnvp.training.average import exponential_average
-from pyro_realnvp.training.loop import Batches, BestState, cosine_schedule, gradient_step, run_steps
+from pyro_realnvp.training.history import Course
+from pyro_realnvp.training.loop import (
+    Batches,
+    BestState,
+    Progress,
+    Recovery,
+    cosine_schedule,
+    gradient_step,
+    run_steps,
+)
 
+from shared.checkpoints import load_flow
 from shared.image_data import describe_data, load_images
-from shared.metrics import Metrics
-from shared.options import Config, add_options, ending_if_diverged, resolve_device, set_seed
+from shared.options import Config, add_options, resolve_device, set_seed
 from shared.pictures import image_grid, save_figure
+from shared.run import Run, open_run
 
 KINDS = ("normal", "flow")
 
@@ -141,7 +151,7 @@ def load(options: argparse.Namespace, device: torch.device) -> tuple[Images, int
 
 
 def train(
-    vae: VAE, images: Images, options: argparse.Namespace, metrics: Metrics, *, binarise: bool
+    vae: VAE, images: Images, options: argparse.Namespace, run: Run, checkpoint: Checkpoint, *, binarise: bool
 ) -> tuple[VAE, int]:
     """Trains, and returns the averaged model at its best validation bound, and the step of that."""
     average = exponential_average(vae, options.ema)
@@ -159,21 +169,34 @@ def train(
         x = next(batches)
         return elbo.differentiable_loss(vae.model, vae.guide, x.bernoulli() if binarise else x)
 
-    best, best_step = BestState(averaged, options.patience), 0
+    best, progress, course = BestState(averaged, options.patience), Progress(), Course()
+    modules = {"vae": vae, "average": average}
+    recovery = Recovery(optimizer, scheduler, times=run.recoveries, progress=progress, **modules)
+    parts = {"optimizer": optimizer, "scheduler": scheduler, "batches": batches, "recovery": recovery}
+    checkpoint.track(**modules, **parts, best=best, progress=progress, course=course)
 
     def on_interval(taken: int, loss: float) -> bool:
-        nonlocal best_step
         averaged.eval()
         elbo = averaged.log_weights(images.validation, 8).mean().item()
-        metrics.write({"step": taken, "loss": loss, "validation_elbo": elbo, "seconds": metrics.seconds})
+        row = {"step": taken, "loss": loss, "validation_elbo": elbo, "seconds": run.metrics.seconds}
+        run.metrics.write(row)
         if -elbo < best.loss:
-            best_step = taken
+            course.best_step = taken
+        recovery.remember()
         return best.stop(-elbo)
 
     step = gradient_step(vae, loss, optimizer, scheduler=scheduler, average=average, clip=options.max_norm)
-    run_steps(step, steps=options.steps, interval=options.interval, on_interval=on_interval)
+    run_steps(
+        step,
+        steps=options.steps,
+        interval=options.interval,
+        on_interval=on_interval,
+        start=progress,
+        checkpoint=checkpoint,
+        recover=recovery,
+    )
     best.restore()
-    return averaged.eval(), best_step
+    return averaged.eval(), course.best_step
 
 
 def test(vae: VAE, x: Tensor, draws: int) -> tuple[dict[str, float], Tensor]:
@@ -238,46 +261,65 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     device = resolve_device(options.device)
     pyro.enable_validation(False)
-    metrics = Metrics(options.out)
-    images, levels, binarise = load(options, device)
-    models: dict[str, VAE] = {}
-    reference: Tensor | None = None
-    for prior, posterior in product(KINDS, KINDS):
-        if options.prior not in (None, prior) or options.posterior not in (None, posterior):
-            continue
+    pairs = [
+        (prior, posterior)
+        for prior, posterior in product(KINDS, KINDS)
+        if options.prior in (None, prior) and options.posterior in (None, posterior)
+    ]
+    with open_run(options, stages=["-".join(pair) for pair in pairs]) as run:
+        if run.is_finished:
+            return
+        images, levels, binarise = load(options, device)
+        models: dict[str, VAE] = {}
+        outcomes = []
+        reference: Tensor | None = None
+        for prior, posterior in pairs:
+            config: Config = {
+                **{
+                    name: getattr(options, name)
+                    for name in ("latent", "hidden", "decoder", "couplings", "width", "dropout")
+                },
+                "prior": prior,
+                "posterior": posterior,
+                "pixels": images.test.shape[1],
+                "levels": levels,
+            }
+            name, file = f"{prior} prior, {posterior} posterior", options.out / f"{prior}-{posterior}.safetensors"
+            with run.stage(f"{prior}-{posterior}") as checkpoint:
+                if checkpoint.result is None:
+                    set_seed(options.seed)
+                    vae = VAE(config).to(device)
+                    set_seed(options.seed)  # again: the same batches for all
+                    vae, best_step = train(vae, images, options, run, checkpoint, binarise=binarise)
+                    row, elbo = test(vae, images.test, options.draws)
+                    if prior == posterior == "normal":
+                        reference = elbo
+                    if reference is not None:
+                        gain = elbo - reference
+                        row |= {"gain": gain.mean().item(), "gain_error": gain.std().item() / math.sqrt(len(gain))}
+                    row = {"model": name, **row, "best_step": best_step, "seconds": round(checkpoint.seconds, 1)}
+                    run.metrics.write(row)
+                    # pyro_realnvp.load(path, build=VAE) makes it again.
+                    save(vae, file, build={"config": config})
+                    run.finish_stage(checkpoint, row=row, elbo=elbo)
+                else:
+                    row, elbo = checkpoint.result["row"], checkpoint.result["elbo"]
+                    vae = load_flow(file, VAE).to(device)
+                    reference = elbo if prior == posterior == "normal" else reference
+            models[name] = vae
+            outcomes.append(outcome(row))
+            print(outcomes[-1])
         set_seed(options.seed)
-        config: Config = {
-            **{
-                name: getattr(options, name)
-                for name in ("latent", "hidden", "decoder", "couplings", "width", "dropout")
-            },
-            "prior": prior,
-            "posterior": posterior,
-            "pixels": images.test.shape[1],
-            "levels": levels,
-        }
-        before = metrics.seconds
-        vae = VAE(config).to(device)
-        set_seed(options.seed)  # again: the same batches for all
-        with ending_if_diverged():
-            vae, best_step = train(vae, images, options, metrics, binarise=binarise)
-        seconds = round(metrics.seconds - before, 1)
-        row, elbo = test(vae, images.test, options.draws)
-        reference = elbo if prior == posterior == "normal" else reference
-        if reference is not None:
-            gain = elbo - reference
-            row |= {"gain": gain.mean().item(), "gain_error": gain.std().item() / math.sqrt(len(gain))}
-        name = f"{prior} prior, {posterior} posterior"
-        metrics.write({"model": name, **row, "best_step": best_step, "seconds": seconds})
-        # load(path, build=VAE) makes it again.
-        save(vae, options.out / f"{prior}-{posterior}.safetensors", build={"config": config})
-        models[name] = vae
-        print(
-            f"{name}: test ELBO {row['test_elbo']:.2f} +- {row['test_elbo_error']:.2f}, bound {row['test_bound']:.2f} "
-            f"nats per image, gain {row.get('gain', math.nan):.2f} +- {row.get('gain_error', math.nan):.2f}; "
-            f"{seconds} s, best at step {best_step}"
-        )
-    draw(models, images.test[:1000], describe_data(options.data).image_shape, options.out / "vae.png")
+        draw(models, images.test[:1000], describe_data(options.data).image_shape, options.out / "vae.png")
+        run.finish("; ".join(outcomes))
+
+
+def outcome(row: Mapping[str, Any]) -> str:
+    return (
+        f"{row['model']}: test ELBO {row['test_elbo']:.2f} +- {row['test_elbo_error']:.2f}, bound "
+        f"{row['test_bound']:.2f} nats per image, gain {row.get('gain', math.nan):.2f} +- "
+        f"{row.get('gain_error', math.nan):.2f}; {row['seconds']} s, best at step {row['best_step']}"
+    )
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ from .training.checkpoint import load, save
 from .training.diagnosis import Diagnosis, diagnose
 from .training.fit import fit
 from .training.history import History
+from .training.resume import Checkpoint
 from .training.switches import rebuild, recalibrate, recompute, synchronize
 
 __version__ = "0.2.0.dev0"
@@ -51,7 +52,7 @@ __all__ = [  # noqa: RUF022  # in the order in which a user meets them
     "Flow", "Base", "StandardNormal", "StandardLogistic", "DiagonalNormal",
     "ImageFlow", "Dequantized", "bits_per_dim",
     # training
-    "fit", "History", "save", "load", "recompute", "rebuild", "synchronize", "recalibrate",
+    "fit", "History", "save", "load", "Checkpoint", "recompute", "rebuild", "synchronize", "recalibrate",
     "diagnose", "Diagnosis",
     # inference
     "AutoRealNVP", "FiniteELBO", "NeuTra", "IndependenceMH", "importance_sample", "ImportanceSamples",

@@ -10,7 +10,7 @@ from torch import Size, Tensor, nn
 
 from ._runtime.autocast import full_precision, upcast
 from ._runtime.batches import sum_rightmost
-from ._runtime.checks import check_floating, sizes
+from ._runtime.checks import check_broadcast, check_dtype, check_floating, sizes
 from ._runtime.construction import recorded
 from .networks.conditioner import shape_of_context
 
@@ -39,10 +39,19 @@ class Base(nn.Module):
 
     def log_prob(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Computes log p(z | context) in nats, of shape (\\*batch), for z (\\*batch, \\*event_shape)."""
-        return self(context).log_prob(z)
+        distribution = self(context)
+        check_broadcast(z.shape[: z.dim() - len(self.event_shape)], distribution.batch_shape)
+        return distribution.log_prob(z)
 
     def extra_repr(self) -> str:
         return str(tuple(self.event_shape))
+
+
+class _Events(dist.Independent):
+    """Independent elements of events; unlike its base class it knows that an empty batch has the density of none."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return sum_rightmost(self.base_dist.log_prob(value), self.reinterpreted_batch_ndims)
 
 
 class _UnitNormal(dist.Normal):
@@ -66,7 +75,7 @@ class StandardNormal(Base):
 
     def forward(self, context: Tensor | None = None) -> dist.Distribution:
         zeros = self.zero.expand(self.event_shape)
-        return _UnitNormal(zeros, zeros + 1, validate_args=False).to_event(len(self.event_shape))
+        return _Events(_UnitNormal(zeros, zeros + 1, validate_args=False), len(self.event_shape))
 
     def log_prob(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         # Without making a distribution, which takes as long as a small coupling.
@@ -83,7 +92,7 @@ class StandardLogistic(Base):
 
     def forward(self, context: Tensor | None = None) -> dist.Distribution:
         zeros = self.zero.expand(self.event_shape)
-        return dist.Logistic(zeros, zeros + 1, validate_args=False).to_event(len(self.event_shape))
+        return _Events(dist.Logistic(zeros, zeros + 1, validate_args=False), len(self.event_shape))
 
 
 @recorded
@@ -126,9 +135,15 @@ class DiagonalNormal(Base):
                     f"DiagonalNormal needs a context of shape {tuple(self.context_shape or ())}, got none."
                 )
             check_floating("DiagonalNormal", "context", context)
+            check_dtype(self, "a context", context)
+            if context.shape[-1:] != self.context_shape:
+                raise ValueError(
+                    f"DiagonalNormal needs a context of shape {tuple(self.context_shape or ())}, but got one of "
+                    f"{tuple(context.shape)}."
+                )
             context = upcast(context)
             with full_precision(context):
                 both = self.linear(context).unflatten(-1, (2, *self.event_shape))
             shift, log_factor = both.unbind(context.dim() - 1)
             loc, log_scale = loc + shift, log_scale + log_factor
-        return dist.Normal(loc, log_scale.exp(), validate_args=False).to_event(len(self.event_shape))
+        return _Events(dist.Normal(loc, log_scale.exp(), validate_args=False), len(self.event_shape))

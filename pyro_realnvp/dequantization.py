@@ -11,6 +11,9 @@ from pyro import distributions as dist
 from torch import Size, Tensor
 from torch.distributions import Distribution, constraints
 
+from ._runtime.arguments import shown
+from ._runtime.checks import count_of
+
 
 class Conditional(Protocol):
     """A conditional distribution in the sense of Pyro; a conditional :class:`~pyro_realnvp.Flow` is one."""
@@ -53,14 +56,16 @@ class Dequantized(dist.TorchDistribution):
         num_samples: int = 1,
         validate_args: bool | None = None,
     ) -> None:
-        if levels < 2:
-            raise ValueError(f"Dequantized needs 2 levels or more, but got {levels}.")
-        if num_samples < 1:
-            raise ValueError(f"Dequantized needs num_samples of 1 or more, but got {num_samples}.")
+        if not isinstance(density, Distribution):
+            raise ValueError(f"Dequantized needs a distribution as density, but got {shown(density)}.")
+        if dequantizer is not None and not callable(getattr(dequantizer, "condition", None)):
+            raise ValueError(
+                f"Dequantized needs a conditional distribution or Flow as dequantizer, but got {shown(dequantizer)}."
+            )
         self.density = density
-        self.levels = levels
+        self.levels = count_of("levels of Dequantized", levels, 2)
         self.dequantizer = dequantizer
-        self.num_samples = num_samples
+        self.num_samples = count_of("num_samples of Dequantized", num_samples)
         super().__init__(density.batch_shape, density.event_shape, validate_args=validate_args)
 
     @constraints.dependent_property(is_discrete=True)
@@ -99,6 +104,9 @@ class Dequantized(dist.TorchDistribution):
             return (x * self.levels).floor().clamp(0, self.levels - 1).long()
 
     def _check(self, value: Tensor) -> None:
+        if not isinstance(value, Tensor) or value.is_complex():
+            got = value.dtype if isinstance(value, Tensor) else shown(value)
+            raise ValueError(f"Dequantized expects a tensor of integers as images, but got {got}.")
         shape = tuple(value.shape)
         if shape[len(shape) - len(self.event_shape) :] != tuple(self.event_shape):
             raise ValueError(
@@ -139,10 +147,16 @@ def bits_per_dim(distribution: Any, x: Tensor, *, batch_size: int | None = None)
         x: (N, \\*event_shape).
         batch_size: how many events to score at once; all by default.
     """
-    if x.shape[0] < 1:
+    if not isinstance(x, Tensor) or x.dim() <= len(distribution.event_shape):
+        got = tuple(x.shape) if isinstance(x, Tensor) else shown(x)
+        raise ValueError(
+            f"bits_per_dim needs a tensor (N, *event_shape) as x, for events of {tuple(distribution.event_shape)}, but "
+            f"got {got}."
+        )
+    if not x.numel():
         raise ValueError("bits_per_dim needs at least one event, but got none.")
-    batches = x.split(x.shape[0] if batch_size is None else batch_size)
-    log_prob = torch.cat([distribution.log_prob(batch) for batch in batches]).double()
+    batches = x.split(x.shape[0] if batch_size is None else count_of("batch_size of bits_per_dim", batch_size))
+    log_prob = torch.cat([distribution.log_prob(batch) for batch in batches]).double().flatten()
     bits = -log_prob / (distribution.event_shape.numel() * math.log(2))
     error = bits.std().item() / math.sqrt(len(bits)) if len(bits) > 1 else math.inf
     return BitsPerDim(bits.mean().item(), error)

@@ -2,15 +2,15 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from pyro import distributions as dist
-from torch import Size, Tensor, nn
+from torch import Tensor, nn
 from torch.distributions import Distribution, Transform, constraints
 
 from ._runtime.autocast import upcast
-from ._runtime.checks import check_context, check_floating, positive, values_are_known
+from ._runtime.checks import check_context, check_floating, draws, number, positive, values_are_known
 from ._runtime.construction import recorded
 from .bases import Base
 from .bijections.bijection import Bijection
@@ -19,6 +19,8 @@ from .bijections.support import finite
 from .description import load_state
 from .networks.channel_norm import ChannelNorm
 from .summary import outline, summary
+
+_BASE = "a base Module that returns a distribution, such as StandardNormal(event_shape)"
 
 
 @recorded
@@ -57,13 +59,10 @@ class Flow(nn.Module):
         ValueError: if the base is not such a Module, or its events do not fit the transforms.
     """
 
-    def __init__(self, base: nn.Module, transforms: Iterable[Transform]) -> None:
+    def __init__(self, base: Annotated[nn.Module, _BASE], transforms: Iterable[Transform]) -> None:
         super().__init__()
-        if not isinstance(base, nn.Module) or not hasattr(base, "event_shape"):
-            raise ValueError(
-                f"Flow needs a base Module that returns a distribution, such as StandardNormal(event_shape), "
-                f"but got {type(base).__name__}."
-            )
+        if not hasattr(base, "event_shape"):
+            raise ValueError(f"Flow needs {_BASE}, but got {type(base).__name__}, which has no event_shape.")
         self.base = base
         self.transforms = Chain(transforms, base.event_shape)  # type: ignore[arg-type]
         self.event_shape = self.transforms.output_shape
@@ -151,13 +150,14 @@ class Flow(nn.Module):
         Raises:
             ValueError: if the temperature is negative, or the truncation not positive.
         """
+        temperature = number("temperature", temperature)
         if not 0 <= temperature < math.inf:
             raise ValueError(f"temperature must be finite and not negative, but got {temperature}.")
         if truncation is not None:
-            positive("truncation", truncation)
+            truncation = positive("truncation", truncation)
         # The batch of a context comes in through the distribution; without one, making it would take longer than z.
         base = self.base(None) if context is None else self.distribution(context).base_dist
-        z = base.sample(Size((sample_shape,) if isinstance(sample_shape, int) else sample_shape))
+        z = base.sample(draws("sample_shape", sample_shape))
         if truncation is not None:
             each = base.base_dist  # of independent elements
             low, high = (each.cdf(each.mean + sign * truncation * each.stddev) for sign in (-1, 1))

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Size, Tensor, nn
 
-from ._runtime.checks import at_least
+from ._runtime.checks import count_of, draws
 from ._runtime.construction import recorded
 from .bijections.support import unbounded
 from .dequantization import Dequantized
@@ -36,10 +36,8 @@ class ImageFlow(nn.Module):
 
     def __init__(self, flow: Flow, levels: int = 256, dequantizer: Flow | None = None) -> None:
         super().__init__()
-        at_least("levels of ImageFlow", levels, 2)
+        count_of("levels of ImageFlow", levels, 2)
         for name, part in (("a density", flow), ("a dequantizer", dequantizer)):
-            if part is not None and not isinstance(part, Flow):
-                raise ValueError(f"ImageFlow needs a Flow as {name}, but got {type(part).__name__}.")
             if part is not None and unbounded(part.transforms.codomain):
                 raise ValueError(
                     f"ImageFlow needs {name} on the unit cube, but got one on the whole real line: end its transforms "
@@ -67,7 +65,7 @@ class ImageFlow(nn.Module):
 
     def sample(self, sample_shape: int | Sequence[int] = (), context: Tensor | None = None) -> Tensor:
         """Draws integer images (\\*sample_shape, \\*context batch, C, H, W) as int64."""
-        return self.distribution(context).sample((sample_shape,) if isinstance(sample_shape, int) else sample_shape)
+        return self.distribution(context).sample(draws("sample_shape", sample_shape))
 
     @torch.no_grad()
     def initialize(self, images: Tensor, context: Tensor | None = None) -> None:

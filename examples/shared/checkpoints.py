@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from pyro_realnvp import load
-from pyro_realnvp.training.checkpoint import read
+from pyro_realnvp.training.files import read_file
 
 from shared.options import Config, fail
 
@@ -26,12 +26,17 @@ def load_flow(path: Path, build: Callable[[Config], nn.Module]) -> Any:
     if not path.is_file():
         fail(f"There is no checkpoint {path}.")
     try:
-        weights, saved = read(path)
+        weights, saved = read_file(path)
         if saved is not None:
             return load(path, build=build if "build" in saved else None)
     except ValueError as error:
         fail(str(error))
     config = configuration_beside(path)
+    if config.get("dequantization") is not None:
+        fail(
+            f"{path} was written by version 0.1, whose Flow++ drew the noise of dequantization by a numerical search; "
+            f"now it is drawn in closed form, by another network. Train it again, or sample with version 0.1."
+        )
     try:
         flow = build(config)
     except (KeyError, TypeError, ValueError) as error:

@@ -16,7 +16,7 @@ SPEED = {
     "bf16": "networks in bfloat16 in training; the test is in float32",
     "channels-last": "networks on images with the channels last",
 }
-MLE_ONLY = ("minutes", "compile", "bf16", "clip", "weight_decay")
+MLE_ONLY = ("compile", "bf16", "clip", "weight_decay")
 SIZE_HELP = "cut the images of a folder to squares of this side (default: as they are)"
 MEMORY_HELP = "what backward needs is stored, or computed again: less memory, more time (default: %(default)s)"
 
@@ -71,5 +71,7 @@ def check_objective(args: argparse.Namespace, processes: Processes) -> None:
         return
     if processes.size > 1:
         fail(f"--objective svi runs in one process, but got {processes.size}.")
+    if args.on_nan != "stop":
+        fail("--on-nan skip applies to --objective mle alone, but got svi.")
     if plain := [name for name in MLE_ONLY if getattr(args, name)]:
         fail(f"--{plain[0].replace('_', '-')} applies to --objective mle alone, but got svi.")

@@ -17,6 +17,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from pyro_realnvp import ImageFlow, MaskedCoupling
 from pyro_realnvp.training.loop import gradient_step
 
+from shared.pyro_state import OptimizerState
+
 
 def flipped(images: Tensor) -> Tensor:
     """Mirrors every image with probability 1/2."""
@@ -64,8 +66,11 @@ def mle_step(
 
 def svi_step(
     model: ImageFlow, batch: Callable[[], Tensor], learning_rate: float, factor: Callable[[int], float], average: Any
-) -> Callable[[], float]:
-    """Makes a step of stochastic variational inference: a Pyro model that observes images, and an empty guide."""
+) -> tuple[Callable[[], float], OptimizerState]:
+    """Makes a step of stochastic variational inference, and the state of its optimizer.
+
+    The Pyro model observes images; the guide is empty.
+    """
 
     def observe(images: Tensor) -> None:
         pyro.module("model", model)
@@ -83,4 +88,4 @@ def svi_step(
         average.update_parameters(model)
         return loss
 
-    return step
+    return step, OptimizerState(scheduler)

@@ -8,30 +8,41 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from pyro_realnvp.training.files import replace
+
 
 class Metrics:
-    """Appends rows to ``metrics.jsonl`` in a folder, and measures the seconds since it was made.
+    """Appends rows to ``metrics.jsonl`` in a folder, and measures the seconds of the run.
+
+    The rows are part of what a checkpoint tracks: when a run goes on, the file is written again with those that the
+    checkpoint has, so that rows of steps that are now made once more, or half a row, do not stay.
 
     Args:
-        folder: is created; the rows of an earlier run there are deleted.
+        folder: of the file.
         quiet: write nothing, as all processes but the first do.
-        step, seconds: of an earlier process that this one continues: its rows up to that step stay.
     """
 
-    def __init__(self, folder: Path, *, quiet: bool = False, step: int = 0, seconds: float = 0.0) -> None:
+    def __init__(self, folder: Path, *, quiet: bool = False) -> None:
         self.path, self.quiet = folder / "metrics.jsonl", quiet
-        self._start = perf_counter() - seconds
-        if not quiet:
-            folder.mkdir(parents=True, exist_ok=True)
-            rows = self.path.read_text().splitlines(keepends=True) if step and self.path.is_file() else []
-            self.path.write_text("".join(row for row in rows if json.loads(row)["step"] <= step))
+        self.rows: list[dict[str, Any]] = []
+        self._start = perf_counter()
 
     def write(self, row: Mapping[str, Any]) -> None:
-        if self.quiet:
-            return
-        with self.path.open("a") as file:
-            file.write(json.dumps(dict(row)) + "\n")
+        self.rows.append(dict(row))
+        if not self.quiet:
+            with self.path.open("a" if len(self.rows) > 1 else "w") as file:
+                file.write(json.dumps(dict(row)) + "\n")
 
     @property
     def seconds(self) -> float:
+        """Seconds since the start of the run, without the time in which it was stopped."""
         return round(perf_counter() - self._start, 1)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": list(self.rows), "seconds": self.seconds}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.rows = [dict(row) for row in state["rows"]]
+        self._start = perf_counter() - float(state["seconds"])
+        if not self.quiet:
+            replace(self.path, ["".join(json.dumps(row) + "\n" for row in self.rows).encode()])

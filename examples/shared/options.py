@@ -3,31 +3,19 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pyro
 import torch
 
-from pyro_realnvp.training.loop import DivergedError
-
 Config = dict[str, Any]
+ON_NAN_HELP = "end, or go on from the last good state with half the rate, three times at most (default: %(default)s)"
 
 
 def fail(message: str) -> NoReturn:
     """Ends the script with one sentence instead of a traceback."""
     raise SystemExit(message)
-
-
-@contextmanager
-def ending_if_diverged() -> Iterator[None]:
-    """Ends the script with one sentence if a training inside the ``with`` block diverges."""
-    try:
-        yield
-    except DivergedError as error:
-        fail(str(error))
 
 
 def add_options(parser: argparse.ArgumentParser, *, out: str, steps: int | None) -> None:
@@ -36,6 +24,8 @@ def add_options(parser: argparse.ArgumentParser, *, out: str, steps: int | None)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=steps, help="gradient steps (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path(out), help="folder of the results (default: %(default)s)")
+    parser.add_argument("--fresh", action="store_true", help="begin anew, where an earlier run was stopped or finished")
+    parser.add_argument("--on-nan", choices=("stop", "skip"), default="stop", help=ON_NAN_HELP)
 
 
 def resolve_device(name: str) -> torch.device:

@@ -10,10 +10,12 @@ import numbers
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial, wraps
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, cast, get_type_hints
 
 from torch import Tensor, nn
 from torch.distributions import Transform
+
+from .arguments import check_types
 
 T = TypeVar("T", bound=Callable[..., Any])
 
@@ -60,8 +62,19 @@ class Unrecordable:
 
 
 def recorded(made: T) -> T:
-    """Marks a class, or a function that returns a list of layers, so that the objects it makes remember the call."""
+    """Marks a class, or a function that returns a list of layers, so that the objects it makes remember the call.
+
+    Before the call the types of the arguments are checked against the annotations.
+    """
     name, signature = made.__name__, inspect.signature(made)
+    annotations = get_type_hints(made.__init__ if isinstance(made, type) else made, include_extras=True)  # type: ignore[misc]
+
+    def check(*args: Any, **kwargs: Any) -> None:
+        try:
+            arguments = signature.bind(*args, **kwargs).arguments
+        except TypeError:
+            return  # too many or too few, of which Python tells in the call itself
+        check_types(name, annotations, arguments)
 
     def call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         return Call(name, (), {key: _kept(value) for key, value in signature.bind(*args, **kwargs).arguments.items()})
@@ -73,6 +86,7 @@ def recorded(made: T) -> T:
         def initialize(self: Any, *args: Any, **kwargs: Any) -> None:
             args = tuple(list(value) if isinstance(value, Iterator) else value for value in args)
             kwargs = {key: list(value) if isinstance(value, Iterator) else value for key, value in kwargs.items()}
+            check(*args, **kwargs)
             init(self, *args, **kwargs)
             if type(self) is made:  # not for a user's subclass, which this class cannot stand for
                 self.__dict__["_record"] = call(args, kwargs)
@@ -83,6 +97,7 @@ def recorded(made: T) -> T:
 
     @wraps(made)
     def function(*args: Any, **kwargs: Any) -> Any:
+        check(*args, **kwargs)
         layers = made(*args, **kwargs)
         record = call(args, kwargs)
         for index, layer in enumerate(layers):

@@ -22,11 +22,11 @@ from pyro.distributions.conditional import ConditionalTransform
 from torch import Size, Tensor, nn
 from torch.distributions import constraints
 
-from .._runtime.autocast import has_autocast
+from .._runtime.arguments import shown
 from .._runtime.batch_statistics import hold_statistics
-from .._runtime.checks import check_context, check_floating, sizes, zero_or_one
+from .._runtime.checks import check_broadcast, check_context, check_dtype, check_floating, sizes, zero_or_one
 from .cache import Cache, fingerprint
-from .support import finite
+from .support import events, finite
 
 
 class Bijection(TransformModule, ConditionalTransform):
@@ -47,6 +47,7 @@ class Bijection(TransformModule, ConditionalTransform):
     """
 
     bijective = True
+    rearranges = False  #: whether y has the elements of x, in another order or shape
 
     def __init__(
         self, event_shape: Sequence[int], output_shape: Sequence[int] | None = None, *, cache_size: int = 1
@@ -78,7 +79,7 @@ class Bijection(TransformModule, ConditionalTransform):
 
     def _constraint(self, *, output: bool) -> constraints.Constraint:
         """Returns the set of all x or, if ``output``, of all y."""
-        return constraints.independent(finite, len(self.output_shape if output else self.event_shape))
+        return events(finite, len(self.output_shape if output else self.event_shape))
 
     @constraints.dependent_property(is_discrete=False)
     def domain(self) -> constraints.Constraint:
@@ -119,17 +120,17 @@ class Bijection(TransformModule, ConditionalTransform):
             return self.forward_and_log_det(x)[1]
 
     def forward_shape(self, shape: Sequence[int]) -> Size:
-        return self._batch_shape(shape, self.event_shape) + self.output_shape
+        return self._batch_shape(self._shape(shape), self.event_shape) + self.output_shape
 
     def inverse_shape(self, shape: Sequence[int]) -> Size:
-        return self._batch_shape(shape, self.output_shape) + self.event_shape
+        return self._batch_shape(self._shape(shape), self.output_shape) + self.event_shape
 
     def with_cache(self, cache_size: int = 1) -> Bijection:
         """Returns a bijection with these parameters that remembers its last result (1) or does not (0)."""
-        if cache_size == self._cache_size:
+        if zero_or_one("cache_size", cache_size) == self._cache_size:
             return self
         other = copy.copy(self)  # with a cache of its own
-        other._cache_size = zero_or_one("cache_size", cache_size)
+        other._cache_size = cache_size
         return other
 
     @property
@@ -168,6 +169,13 @@ class Bijection(TransformModule, ConditionalTransform):
         """Returns the batch dimensions of events; an error if the shape does not end in ``event_shape``."""
         return self._leading(shape, event_shape, "events")
 
+    def _shape(self, shape: Sequence[int]) -> Size:
+        """Returns a shape that was given as a sequence; an error if it is none."""
+        try:
+            return Size(shape)
+        except (TypeError, ValueError) as error:  # of something else than integers, or of huge ones
+            raise ValueError(f"{type(self).__name__} needs a shape of integers, but got {shown(shape)}.") from error
+
     def _leading(self, shape: Sequence[int], trailing: Size, expected: str) -> Size:
         cut = len(shape) - len(trailing)
         if cut < 0 or tuple(shape[cut:]) != tuple(trailing):
@@ -181,13 +189,7 @@ class Bijection(TransformModule, ConditionalTransform):
         """Raises a ValueError unless the values are floating point events of this shape."""
         check_floating(type(self).__name__, "events", value)
         self._batch_shape(value.shape, event_shape)
-        free = torch.compiler.is_compiling() or has_autocast(value)
-        own = None if free else next((p.dtype for p in self.parameters() if p.is_floating_point()), None)
-        if own not in (None, value.dtype):
-            raise ValueError(
-                f"{type(self).__name__} has parameters of {own}, but got values of {value.dtype}; convert the values, "
-                f"or the Module by .to({value.dtype})."
-            )
+        check_dtype(self, "values", value)
 
     def _state_key(self, argument: Tensor, result: Tensor) -> list[Any] | None:
         """Lists everything that a remembered result depends on; None where that cannot be told."""
@@ -244,6 +246,10 @@ class Inverse(Bijection):
     @property
     def inv(self) -> Bijection:
         return self.bijection
+
+    @property
+    def rearranges(self) -> bool:  # type: ignore[override]
+        return self.bijection.rearranges
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -319,6 +325,7 @@ class Conditioned(Composite):
         super().__init__(bijection.event_shape, bijection.output_shape, cache_size=bijection._cache_size)
         self.bijection = bijection
         check_context(type(bijection).__name__, context)
+        check_dtype(bijection, "a context", context)
         self.register_buffer("context", context, persistent=False)
         self.context_batch = bijection._context_batch_shape(context)
 
@@ -340,10 +347,4 @@ class Conditioned(Composite):
 
     def _batch_shape(self, shape: Sequence[int], event_shape: Size) -> Size:
         batch = super()._batch_shape(shape, event_shape)
-        for i, j in zip(reversed(batch), reversed(self.context_batch), strict=False):
-            if i != j and i != 1 and j != 1:
-                raise ValueError(
-                    f"Values of batch shape {tuple(batch)} and contexts of batch shape {tuple(self.context_batch)} "
-                    f"do not broadcast."
-                )
-        return torch.broadcast_shapes(batch, self.context_batch)
+        return check_broadcast(batch, self.context_batch)

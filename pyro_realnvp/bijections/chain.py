@@ -13,6 +13,7 @@ from .bijection import Bijection, Composite, Inverse
 from .coupling import compute_splits, split_of
 from .lift import Lift
 from .reversible import DirectedLayer, compute_reversibly
+from .support import elementwise, events, finite
 
 
 @recorded
@@ -73,8 +74,13 @@ class Chain(Composite):
         return self._takes_context
 
     def _constraint(self, *, output: bool) -> constraints.Constraint:
-        inner = self[-1].codomain if output else self[0].domain
-        return constraints.independent(inner, len(self.output_shape if output else self.event_shape) - inner.event_dim)
+        dims = len(self.output_shape if output else self.event_shape)
+        parts = self.bijections[::-1] if output else self.bijections
+        first = next((part for part in parts if not part.rearranges), parts[0])  # what bounds the elements
+        inner = first.codomain if output else first.domain
+        if first is not parts[0]:
+            inner = elementwise(inner) or finite
+        return events(inner, dims - inner.event_dim)
 
     def _compute(self, x: Tensor, context: Tensor | None, *, inverse: bool) -> tuple[Tensor, Tensor]:
         layers: list[DirectedLayer] = []

@@ -48,6 +48,7 @@ class Coupling(Composite, Reversible):
         self.transformer = transformer
         self._dim = -len(event_shape)  # of the channels
         self._channels = transformer.num_parameters * changed
+        self._theta_shape = Size((self._channels, *self.event_shape[1:]))
 
     @property
     def context_shape(self) -> Size | None:
@@ -64,10 +65,10 @@ class Coupling(Composite, Reversible):
     def _theta(self, read: Tensor, context: Tensor | None) -> Tensor:
         network: Any = self.conditioner
         params: Tensor = network(read) if context is None else network(read, context)
-        if params.shape[self._dim] != self._channels:  # fewer would broadcast, to a wrong log-determinant
+        if params.shape[self._dim :] != self._theta_shape:  # fewer would broadcast, to a wrong log-determinant
             raise ValueError(
-                f"A coupling needs {self._channels} parameter channels, but its conditioner {type(network).__name__} "
-                f"returned {params.shape[self._dim]}."
+                f"A coupling needs {self._channels} parameter channels, {tuple(self._theta_shape)} for an event, but "
+                f"its conditioner {type(network).__name__} returned a tensor of {tuple(params.shape)}."
             )
         # Under autocast the map is computed in the precision of x, or it would not be inverted.
         return params if params.dtype == read.dtype else params.to(read.dtype)
@@ -163,6 +164,8 @@ class SplitCoupling(Coupling):
     def __init__(
         self, event_shape: Sequence[int], conditioner: nn.Module, transformer: Transformer, *, swap: bool = False
     ) -> None:
+        if not event_shape:
+            raise ValueError("SplitCoupling needs events (D,) or (C, H, W), but got the event shape ().")
         channels = event_shape[0]
         if len(event_shape) == 3 and channels % 2:
             raise ValueError(f"SplitCoupling needs an even number of channels, but got {tuple(event_shape)}.")
@@ -226,7 +229,7 @@ class Elementwise(Coupling):
         self, event_shape: Sequence[int], transformer: Transformer, conditioner: nn.Module | None = None
     ) -> None:
         super().__init__(event_shape, conditioner, transformer, changed=event_shape[0] if event_shape else 0)
-        self.theta = nn.Parameter(torch.zeros(self._channels, *event_shape[1:])) if conditioner is None else None
+        self.theta = nn.Parameter(torch.zeros(self._theta_shape)) if conditioner is None else None
 
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return x.narrow(self._dim, 0, 0), x

@@ -7,12 +7,12 @@ from typing import Any
 
 from pyro.distributions.conditional import ConditionalTransform
 from torch import Size, Tensor, nn
-from torch.distributions import Transform, constraints
+from torch.distributions import ReshapeTransform, Transform, constraints
 
 from .._runtime.batches import sum_rightmost
 from .._runtime.construction import recorded
 from .bijection import Bijection
-from .support import without_infinities
+from .support import events, without_infinities
 
 
 @recorded
@@ -51,7 +51,11 @@ class Lift(Bijection):
                     f"Lift of {name} needs the shape of its events, of at least {transform.domain.event_dim} "
                     f"dimensions, but got {tuple(event_shape)}."
                 )
-            output_shape = transform.forward_shape(Size(event_shape))
+            try:
+                output_shape = transform.forward_shape(Size(event_shape))
+            except ValueError as error:
+                reason = str(error).removesuffix(".")
+                raise ValueError(f"Lift of {name} takes no events of {tuple(event_shape)}: {reason}.") from error
         elif isinstance(transform, ConditionalTransform):
             output_shape = Size(event_shape)
         else:
@@ -71,11 +75,15 @@ class Lift(Bijection):
     def is_conditional(self) -> bool:
         return not isinstance(self.transform, Transform)
 
+    @property
+    def rearranges(self) -> bool:  # type: ignore[override]
+        return isinstance(self.transform, ReshapeTransform)
+
     def _constraint(self, *, output: bool) -> constraints.Constraint:
         if not isinstance(self.transform, Transform):
             return super()._constraint(output=output)
         inner = without_infinities(self.transform.codomain if output else self.transform.domain)
-        return constraints.independent(inner, len(self.output_shape if output else self.event_shape) - inner.event_dim)
+        return events(inner, len(self.output_shape if output else self.event_shape) - inner.event_dim)
 
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         transform = self._conditioned(context)

@@ -1,15 +1,17 @@
 """Linear and affine bijections: Scale (NICE), FixedAffine, Permute, and the invertible 1x1 convolution (Glow)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from operator import index
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .._runtime.arguments import shown
 from .._runtime.autocast import full_precision
 from .._runtime.batches import flatten_batch
-from .._runtime.checks import values_are_known
+from .._runtime.checks import check_floating, values_are_known
 from .._runtime.construction import recorded
 from .bijection import Bijection
 from .normalization import ActNorm
@@ -26,7 +28,7 @@ class Scale(Reversible):
 
     def __init__(self, event_shape: Sequence[int]) -> None:
         super().__init__(event_shape)
-        self.log_scale = nn.Parameter(torch.zeros(*event_shape))
+        self.log_scale = nn.Parameter(torch.zeros(self.event_shape))
 
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return x * self.log_scale.exp(), self._per_event(self.log_scale.sum(), x)
@@ -54,6 +56,10 @@ class FixedAffine(Bijection):
     scale: Tensor
 
     def __init__(self, loc: Tensor, scale: Tensor) -> None:
+        for what, given in (("loc", loc), ("scale", scale)):
+            check_floating("FixedAffine", what, given)
+        if loc.dtype != scale.dtype:
+            raise ValueError(f"FixedAffine needs loc and scale of one dtype, but got {loc.dtype} and {scale.dtype}.")
         if loc.dim() != 1 or scale.shape not in (loc.shape, loc.shape * 2):
             raise ValueError(
                 f"FixedAffine needs a scale (D,) or (D, D) for loc {tuple(loc.shape)}, but got {tuple(scale.shape)}."
@@ -102,16 +108,22 @@ class Permute(Reversible):
         ValueError: if it is not a permutation of the channels.
     """
 
+    rearranges = True
     permutation: Tensor
     inverse_permutation: Tensor
 
-    def __init__(self, event_shape: Sequence[int], permutation: Sequence[int]) -> None:
+    def __init__(self, event_shape: Sequence[int], permutation: Iterable[int] | Tensor) -> None:
         super().__init__(event_shape)
-        if sorted(permutation) != list(range(event_shape[0])):
-            raise ValueError(
-                f"Permute needs a permutation of 0, ..., {event_shape[0] - 1}, but got {list(permutation)}."
-            )
-        order = torch.tensor(list(permutation))
+        if not self.event_shape:
+            raise ValueError("Permute needs events (D,) or (C, H, W), but got the event shape ().")
+        channels = self.event_shape[0]
+        try:
+            indices = [index(each) for each in permutation]
+        except TypeError:  # no iterable, or one of something else than integers
+            indices = []
+        if sorted(indices) != list(range(channels)):
+            raise ValueError(f"Permute needs a permutation of 0, ..., {channels - 1}, but got {shown(permutation)}.")
+        order = torch.tensor(indices)
         self.register_buffer("permutation", order)
         self.register_buffer("inverse_permutation", order.argsort(), persistent=False)
 
@@ -184,7 +196,7 @@ class InvertibleConv1x1(Reversible):
 
     def __init__(self, event_shape: Sequence[int], *, norm: ActNorm | None = None, plu: bool = False) -> None:
         super().__init__(event_shape)
-        shape = tuple(event_shape)
+        shape = tuple(self.event_shape)
         if len(shape) not in (1, 3):
             raise ValueError(f"InvertibleConv1x1 needs events (D,) or (C, H, W), but got {shape}.")
         if norm is not None and (norm.event_shape != self.event_shape or norm.shift.dim() > 1):
@@ -193,7 +205,7 @@ class InvertibleConv1x1(Reversible):
                 f"ActNorm of events {tuple(norm.event_shape)} with {norm.shift.numel()} numbers."
             )
         self.norm = norm
-        self.matrix = (_Factorized if plu else _Plain)(event_shape[0])
+        self.matrix = (_Factorized if plu else _Plain)(shape[0])
 
     @property
     def is_reversible(self) -> bool:

@@ -31,7 +31,7 @@ class Logit(Bijection):
         if not 0 <= alpha < 0.5:
             raise ValueError(f"Logit needs alpha in [0, 0.5), but got {alpha}.")
         super().__init__(())
-        self.alpha = alpha
+        self.alpha = float(alpha)
 
     @constraints.dependent_property(is_discrete=False, event_dim=0)
     def domain(self) -> constraints.Constraint:

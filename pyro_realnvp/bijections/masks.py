@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .._runtime.checks import sizes
+from .._runtime.checks import sizes, zero_or_one
 
 
 def checkerboard(event_shape: Sequence[int], *, flip: bool = False) -> Tensor:
@@ -26,11 +26,13 @@ def checkerboard(event_shape: Sequence[int], *, flip: bool = False) -> Tensor:
     Raises:
         ValueError: if the event is not an image of at least two pixels.
     """
-    if len(event_shape) != 3 or sizes("checkerboard", event_shape)[1:].numel() < 2:
+    shape = sizes("checkerboard", event_shape)
+    if len(shape) != 3 or shape.numel() == shape[0]:
         raise ValueError(
-            f"checkerboard needs an image of shape (C, H, W) with two pixels or more, but got {tuple(event_shape)}."
+            f"checkerboard needs an image of shape (C, H, W) with two pixels or more, but got {tuple(shape)}."
         )
-    channels, height, width = event_shape
+    channels, height, width = shape
+    flip = bool(zero_or_one("flip of checkerboard", flip))
     parity = (torch.arange(height)[:, None] + torch.arange(width)) % 2
     return (parity == int(flip)).expand(channels, height, width).clone()
 
@@ -50,12 +52,13 @@ def channelwise(event_shape: Sequence[int], *, flip: bool = False) -> Tensor:
     Raises:
         ValueError: if the event is not an image, or its number of channels is odd.
     """
-    if len(event_shape) != 3 or sizes("channelwise", event_shape)[0] % 2:
+    shape = sizes("channelwise", event_shape)
+    if len(shape) != 3 or shape[0] % 2:
         raise ValueError(
-            f"channelwise needs an image of shape (C, H, W) with an even number of channels, "
-            f"but got {tuple(event_shape)}."
+            f"channelwise needs an image of shape (C, H, W) with an even number of channels, but got {tuple(shape)}."
         )
-    channels, height, width = event_shape
+    channels, height, width = shape
+    flip = bool(zero_or_one("flip of channelwise", flip))
     first = torch.arange(channels) < channels // 2
     return (first ^ flip)[:, None, None].expand(channels, height, width).clone()
 
@@ -75,6 +78,8 @@ def alternating(event_shape: Sequence[int], *, flip: bool = False) -> Tensor:
     Raises:
         ValueError: if the event is not a vector of at least two coordinates.
     """
-    if len(event_shape) != 1 or event_shape[0] < 2:
-        raise ValueError(f"alternating needs a vector of shape (D,) with D of 2 or more, but got {tuple(event_shape)}.")
-    return torch.arange(event_shape[0]) % 2 == int(flip)
+    shape = sizes("alternating", event_shape)
+    if len(shape) != 1 or shape[0] < 2:
+        raise ValueError(f"alternating needs a vector of shape (D,) with D of 2 or more, but got {tuple(shape)}.")
+    flip = bool(zero_or_one("flip of alternating", flip))
+    return torch.arange(shape[0]) % 2 == int(flip)

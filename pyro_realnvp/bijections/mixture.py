@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from .._runtime.checks import at_least, count_of
 from .._runtime.construction import recorded
 from .transformers import Transformer, is_flat
 
@@ -74,9 +75,8 @@ class MixtureLogistic(Transformer):
 
     def __init__(self, components: int = 32, *, iterations: int = 100) -> None:
         super().__init__()
-        if components < 1:
-            raise ValueError(f"MixtureLogistic needs one component or more, but got {components}.")
-        self.components, self.iterations = components, iterations
+        self.components = components = count_of("components of MixtureLogistic", components)
+        self.iterations = at_least("iterations of MixtureLogistic", iterations)
         self.num_parameters = 2 + 3 * components
         offset = torch.linspace(-1, 1, components) if components > 1 else torch.zeros(1)
         self.register_buffer("offset", offset, persistent=False)

@@ -9,10 +9,12 @@ from collections.abc import Sequence
 
 import torch
 from torch import Size, Tensor
+from torch.distributions import constraints
 
 from .._runtime.construction import recorded
 from .bijection import Bijection, Composite, compute
 from .reversible import Reversible
+from .support import elementwise, events
 
 
 @recorded
@@ -30,6 +32,8 @@ class Squeeze(Reversible):
     Raises:
         ValueError: if the height or the width is odd.
     """
+
+    rearranges = True
 
     def __init__(self, event_shape: Sequence[int], *, ordered: bool = False) -> None:
         if len(event_shape) != 3:
@@ -65,6 +69,8 @@ class Squeeze(Reversible):
 
 class _SqueezeWidth(Reversible):
     """Base class of the bijections (C, H, W) -> (2 C, H, W/2) that reorder pixels; log|det dy/dx| = 0."""
+
+    rearranges = True
 
     def __init__(self, event_shape: Sequence[int]) -> None:
         if len(event_shape) != 3 or event_shape[2] % 2 or not event_shape[2]:
@@ -160,6 +166,12 @@ class Sandwich(Composite):
     @property
     def context_shape(self) -> Size | None:
         return self.bijection.context_shape if self.context is None else self.context.event_shape
+
+    def _constraint(self, *, output: bool) -> constraints.Constraint:
+        inner = elementwise(self.bijection.codomain if output else self.bijection.domain)
+        if inner is None or not self.outer.rearranges:
+            return super()._constraint(output=output)
+        return events(inner, len(self.event_shape))
 
     def _compute(self, x: Tensor, context: Tensor | None, *, inverse: bool) -> tuple[Tensor, Tensor]:
         if self.context is not None and context is not None:

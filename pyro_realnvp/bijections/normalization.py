@@ -72,11 +72,13 @@ class BatchNorm(_ChannelMap):
         self, event_shape: Sequence[int], mask: Tensor | None = None, *, momentum: float = 0.1, eps: float = 1e-4
     ) -> None:
         super().__init__(event_shape)
-        if mask is not None and tuple(mask.shape) != tuple(event_shape):
+        if mask is not None and mask.shape != self.event_shape:
             raise ValueError(f"BatchNorm needs a mask of shape {tuple(event_shape)}, but got {tuple(mask.shape)}.")
+        if mask is not None and mask.dtype != torch.bool:
+            raise ValueError(f"BatchNorm needs a boolean mask, but got {mask.dtype}.")
         if not 0 <= momentum <= 1:
             raise ValueError(f"BatchNorm needs a momentum in [0, 1], but got {momentum}.")
-        self.momentum = momentum
+        self.momentum = float(momentum)
         self.eps = positive("eps of BatchNorm", eps)
         channels, places = event_shape[0], self.event_shape[1:].numel()
         changed = torch.full((channels,), places) if mask is None else (~mask).reshape(channels, -1).sum(1)

@@ -5,14 +5,13 @@ shape (\\*batch, P C, ...), where the first C channels are the first parameter o
 the axis of the channels, counted from the right.
 """
 
-import math
 from abc import abstractmethod
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from .._runtime.checks import in_unit_interval, positive
+from .._runtime.checks import finite_number, in_unit_interval, positive
 from .._runtime.construction import recorded
 from .._runtime.deprecation import renamed
 
@@ -86,7 +85,12 @@ class Affine(Transformer):
     num_parameters = 2
     closed_form = True
 
-    def __init__(self, log_scale: nn.Module | None = None, *, scale: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        log_scale: Callable[[Tensor], Tensor] | None = None,
+        *,
+        scale: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
         super().__init__()
         if scale is not None:
             log_scale = renamed(scale, "Affine(scale=...)", "Affine(log_scale=...)", stacklevel=4)
@@ -117,9 +121,7 @@ class TanhLogScale(nn.Module):
 
     def __init__(self, initial: float = 1.0) -> None:
         super().__init__()
-        if not math.isfinite(initial):
-            raise ValueError(f"TanhLogScale needs a finite initial alpha, but got {initial}.")
-        self.alpha = nn.Parameter(torch.tensor(float(initial)))
+        self.alpha = nn.Parameter(torch.tensor(finite_number("initial of TanhLogScale", initial)))
 
     def forward(self, raw: Tensor) -> Tensor:
         return self.alpha * raw.tanh()

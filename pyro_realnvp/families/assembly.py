@@ -6,6 +6,7 @@ from typing import TypeGuard
 
 from torch import Size, nn
 
+from .._runtime.checks import built_by, integers
 from ..bijections.bijection import Bijection
 from ..bijections.coupling import Elementwise, SplitCoupling
 from ..bijections.multiscale import Sandwich, Squeeze
@@ -21,17 +22,16 @@ def latent_to_data(layers: Sequence[Bijection]) -> list[Bijection]:
 
 
 def with_context(net: Net, context_shape: Size | None) -> Net:
-    """Fixes the context of a network, in the two keywords of its contract."""
-    if context_shape is None:
-        return partial(net, context_dim=0, context_shape=None)
-    if len(context_shape) == 1:
-        return partial(net, context_dim=context_shape[0], context_shape=None)
-    return partial(net, context_dim=0, context_shape=context_shape)
+    """Fixes the context of a network, in the two keywords of its contract, and checks what ``net`` builds."""
+    vector = context_shape is not None and len(context_shape) == 1
+    length = context_shape[0] if context_shape is not None and vector else 0
+    shape = None if vector else context_shape
+    return partial(built_by, "net", net, kind=nn.Module, context_dim=length, context_shape=shape)
 
 
 def shape_of_event(name: str, event_shape: int | Sequence[int]) -> Size:
     """Returns the shape (D,) or (C, H, W) of events that the family ``name`` is asked for."""
-    shape = Size((event_shape,)) if isinstance(event_shape, int) else Size(event_shape)
+    shape = Size(integers(name, "event_shape", event_shape))
     if len(shape) not in (1, 3) or min(shape) < 1:
         raise ValueError(f"{name} needs an event shape D, (D,) or (C, H, W), but got {event_shape}.")
     return shape
@@ -44,7 +44,8 @@ def check_context_map(
     context = shape_of_context(name, context_shape, context_dim)
     if context is not None and len(context) != 1 and (len(context) != 3 or context[1:] != shape[1:]):
         raise ValueError(
-            f"A context map has the height and width of the image {tuple(shape)}, but got {tuple(context)}."
+            f"{name} needs a context map of the height and width of the image {tuple(shape)}, but got the context "
+            f"shape {tuple(context)}."
         )
     return context
 
@@ -63,11 +64,11 @@ def vector_couplings(
     """Couplings that transform one half of the coordinates given the other, in turns; one coordinate: elementwise."""
     dim, net = shape[0], with_context(net, context_shape)
     if dim == 1:
-        alone = transformer()
+        alone = built_by("transformer", transformer, kind=Transformer)
         return [Elementwise(shape, alone, None if context_shape is None else net(0, alone.num_parameters))]
     layers: list[Bijection] = []
     for index in range(couplings):
-        swap, transform = index % 2 == 1, transformer()
+        swap, transform = index % 2 == 1, built_by("transformer", transformer, kind=Transformer)
         changed = dim - dim // 2 if swap else dim // 2
         conditioner = net(dim - changed, transform.num_parameters * changed)
         layers.append(SplitCoupling(shape, conditioner, transform, swap=swap))

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Size, nn
 from torch.distributions import SigmoidTransform, Transform
 
-from .._runtime.checks import at_least
+from .._runtime.checks import built_by, count_of
 from .._runtime.construction import recorded
 from ..bijections.bijection import Bijection
 from ..bijections.chain import Chain
@@ -65,16 +65,15 @@ def flowpp_transforms(
         ValueError: if an argument does not apply to events of this shape, or the shape cannot be split.
     """
     shape = shape_of_event("flowpp_transforms", event_shape)
-    if components < 1:
-        raise ValueError(f"flowpp_transforms needs one component or more, but got components={components}.")
+    count_of("components", components)
     if len(shape) == 1:
-        if couplings is not None and not isinstance(couplings, int):
+        if isinstance(couplings, Sequence):
             raise ValueError(f"flowpp_transforms of vectors takes one number of couplings, but got {couplings}.")
         context = shape_of_context("flowpp_transforms", context_shape, context_dim)
-        count = at_least("couplings", 4 if couplings is None else couplings)
+        count = count_of("couplings", 4 if couplings is None else couplings)
         mixture = partial(MixtureLogistic, components)
         return latent_to_data(vector_couplings(shape, count, MLP if net is None else net, mixture, context))
-    counts = (4, 2, 3) if couplings is None else (couplings,) if isinstance(couplings, int) else tuple(couplings)
+    counts = (4, 2, 3) if couplings is None else tuple(couplings) if isinstance(couplings, Sequence) else (couplings,)
     if len(counts) not in (1, 3):
         raise ValueError(f"flowpp_transforms of images takes one or three numbers of couplings, but got {counts}.")
     context = check_context_map("flowpp_transforms", shape, context_shape, context_dim)
@@ -99,7 +98,7 @@ def flowpp_transforms(
                     pack.append(type(each)(pack[-1].output_shape if pack else context))
         inner_context = pack[-1].output_shape if pack else context
         inner_shape = outer[-1].output_shape if outer else shape
-        f: Bijection = Chain(build(inner_shape, at_least("couplings", count), context=inner_context, masked=masked))
+        f: Bijection = Chain(build(inner_shape, count_of("couplings", count), context=inner_context, masked=masked))
         f = Sandwich(Chain(outer), f) if outer else f
         return EmbedContext(f, Chain(pack) if pack else nn.Identity(), context) if is_map(context) else f
 
@@ -122,7 +121,8 @@ def flowpp_dequantizer(
     """Builds the variational dequantization of Flow++: noise on (0, 1) given an integer image. Ho et al. (2019), 4.1.
 
     Couplings between even and odd columns, then a sigmoid. All see the features of one network, whose input is the
-    image k / levels - 1/2.
+    image k / levels - 1/2. Noise is drawn in closed form, as in the released code, and so is its own density; the
+    density of other noise takes the search of :class:`~pyro_realnvp.MixtureLogistic`.
 
         dequantizer = Flow(StandardNormal(shape), flowpp_dequantizer(shape))
         Dequantized(density, levels, dequantizer=dequantizer)
@@ -140,11 +140,18 @@ def flowpp_dequantizer(
         Transforms latent -> noise, conditional on a map of the event shape.
     """
     shape = shape_of_event("flowpp_dequantizer", event_shape)
+    count_of("components", components)
     outer, pack = SqueezeColumns(shape), SqueezeColumns(shape)
-    features: Any = (GatedConvs if embedding is None else embedding)(2 * shape[0])
+    embedding = GatedConvs if embedding is None else embedding
+    features: Any = built_by("embedding", embedding, 2 * shape[0], kind=nn.Module)
+    if not isinstance(getattr(features, "channels", None), int):
+        raise ValueError(
+            f"embedding must build a network with its number of output channels as the attribute channels, but "
+            f"{type(features).__name__} has none."
+        )
     layers = _couplings(
         outer.output_shape,
-        at_least("couplings", couplings),
+        count_of("couplings", couplings),
         components=components,
         net=partial(GatedAttention, blocks=2) if net is None else net,
         pointwise=pointwise,
@@ -152,7 +159,7 @@ def flowpp_dequantizer(
         masked=False,
     )
     flow = EmbedContext(Sandwich(outer, Chain(layers)), nn.Sequential(pack, features), shape)
-    return [flow.inv, SigmoidTransform()]
+    return [flow, SigmoidTransform()]
 
 
 def _couplings(

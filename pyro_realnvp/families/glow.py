@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Size
 
-from .._runtime.checks import at_least
+from .._runtime.checks import built_by, count_of
 from .._runtime.construction import recorded
 from ..bijections.bijection import Bijection
 from ..bijections.chain import Chain
@@ -74,13 +74,13 @@ def glow_transforms(
         reject_arguments("glow_transforms", shape, levels=levels)
         context = shape_of_context("glow_transforms", context_shape, context_dim)
         network = with_context(MLP if net is None else net, context)
-        layers = _steps(shape, at_least("steps", 8 if steps is None else steps), network, transformer, plu=plu)
+        layers = _steps(shape, count_of("steps", 8 if steps is None else steps), network, transformer, plu=plu)
         if shape[0] == 1 and context is not None:
             layers.append(Elementwise(shape, Affine(), network(0, 2)))  # in place of couplings
         return latent_to_data(layers)
     context = check_context_map("glow_transforms", shape, context_shape, context_dim)
-    count = at_least("levels", 3 if levels is None else levels)
-    per_level = at_least("steps", 32 if steps is None else steps)
+    count = count_of("levels", 3 if levels is None else levels)
+    per_level = count_of("steps", 32 if steps is None else steps)
 
     def level(index: int, shape: Size, context: Size | None) -> Bijection:
         squeezed, inner_context = Squeeze(shape).output_shape, squeezed_context(context)
@@ -113,7 +113,7 @@ def _steps(
         layers.append(InvertibleConv1x1(shape, norm=ActNorm(shape), plu=plu))
         if channels == 1:  # nothing to condition on
             continue
-        changed, transform = channels // 2, transformer()
+        changed, transform = channels // 2, built_by("transformer", transformer, kind=Transformer)
         conditioner = net(channels - changed, transform.num_parameters * changed, **options)
         layers.append(SplitCoupling(shape, conditioner, transform))
     return layers

@@ -6,7 +6,7 @@ from functools import partial
 from torch import Size, nn
 from torch.distributions import ReshapeTransform
 
-from .._runtime.checks import at_least
+from .._runtime.checks import count_of
 from .._runtime.construction import recorded
 from ..bijections.bijection import Bijection
 from ..bijections.lift import Lift
@@ -46,7 +46,7 @@ def nice_transforms(
     flat = Size((shape.numel(),))
     if net is None:
         net = MLP if len(shape) == 1 else partial(MLP, hidden=(1000,) * 5, activation=nn.ReLU)
-    layers = vector_couplings(flat, at_least("couplings", couplings), net, Additive, context)
+    layers = vector_couplings(flat, count_of("couplings", couplings), net, Additive, context)
     if flat[0] > 1:
         layers = [Permute(flat, [*range(0, flat[0], 2), *range(1, flat[0], 2)]), *layers]
     layers = [*layers, Scale(flat)]

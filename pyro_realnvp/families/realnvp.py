@@ -5,7 +5,7 @@ from functools import partial
 
 from torch import Size, nn
 
-from .._runtime.checks import at_least
+from .._runtime.checks import count_of
 from .._runtime.construction import recorded
 from ..bijections.bijection import Bijection
 from ..bijections.chain import Chain
@@ -74,12 +74,12 @@ def realnvp_transforms(
     if len(shape) == 1:
         reject_arguments("realnvp_transforms", shape, scales=scales, packed=packed or None)
         context = shape_of_context("realnvp_transforms", context_shape, context_dim)
-        count = at_least("couplings", 8 if couplings is None else couplings)
+        count = count_of("couplings", 8 if couplings is None else couplings)
         return latent_to_data(vector_couplings(shape, count, MLP if net is None else net, Affine, context))
     reject_arguments("realnvp_transforms", shape, couplings=couplings)
     context = check_context_map("realnvp_transforms", shape, context_shape, context_dim)
     net = partial(ResNet, hidden=64, blocks=8) if net is None else net
-    count = at_least("scales", 2 if scales is None else scales)
+    count = count_of("scales", 2 if scales is None else scales)
     return latent_to_data(_scale(shape, count, 0, net, context, packed=packed))
 
 

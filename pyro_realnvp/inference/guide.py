@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import uuid
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -19,6 +20,7 @@ from pyro.nn.module import _is_module_local_param_enabled
 from torch import Size, Tensor, nn
 from torch.distributions import Transform, biject_to
 
+from .._runtime.batch_statistics import hold_statistics
 from ..bases import StandardNormal
 from ..bijections.bijection import Bijection
 from ..bijections.chain import Chain
@@ -100,11 +102,13 @@ class AutoRealNVP(AutoContinuous):
         init_loc_fn: a per-site function from ``pyro.infer.autoguide.initialization``; ``init_to_median`` by default.
         init_scale: standard deviation of every unconstrained latent at the start; 0.1 by default.
         name: of the guide, and of its parameters in Pyro's global store. Guides of one process whose parameters are
-            in the store at the same time need different names.
+            in the store at the same time need different names. A guide that was saved whole by ``torch.save`` has its
+            name when it is loaded; where that is taken by the first call, it goes on as ``<name>_2``, ``<name>_3``, ...
 
     Raises:
         ValueError: if ``init_scale`` is not positive; on the first call, if another guide of this process has
-            parameters of the same name in the store, or a loaded state is of another number of latents.
+            parameters of the same name in the store, a loaded state is of another number of latents, or a latent site
+            is in a plate that subsamples.
     """
 
     def __init__(
@@ -125,6 +129,7 @@ class AutoRealNVP(AutoContinuous):
         self._plain_model = (model,)  # not registered as a submodule
         if name is not None:
             self._pyro_name = name
+        self._origin, self._unpickled = uuid.uuid4().hex, False
         # Follows .to() and .double() before there is a flow.
         self.register_buffer("_zero", torch.zeros(()), persistent=False)
         self.transform: Chain | None = None
@@ -132,6 +137,11 @@ class AutoRealNVP(AutoContinuous):
     def initialize(self, *args: Any, **kwargs: Any) -> None:
         """Runs the model with these arguments and builds the flow; does nothing if that has happened."""
         if self.prototype_trace is None:
+            if self._model is None:
+                raise ValueError(
+                    f"{self._pyro_name} was saved whole before it had seen its model, which is not saved with it: call "
+                    f"guide.initialize(*args) before saving, or load its state_dict into AutoRealNVP(model)."
+                )
             self._setup_prototype(*args, **kwargs)
             if self.master is None:
                 with poutine.block():  # a call that follows creates its own
@@ -140,6 +150,7 @@ class AutoRealNVP(AutoContinuous):
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         with torch.no_grad():  # a graph inside the prototype could not be copied
             super()._setup_prototype(*args, **kwargs)
+            self._reject_subsampled_latents()
             loaded = self._flow()
             if loaded is None:
                 loc = self._init_loc()
@@ -151,6 +162,19 @@ class AutoRealNVP(AutoContinuous):
                     f"The state that was loaded into {self._pyro_name} is of a guide for {loaded.event_shape[0]} "
                     f"latents, but the model has {self.latent_dim}."
                 )
+
+    def _reject_subsampled_latents(self) -> None:
+        # The one vector of latents would stand for other data in every step.
+        prototype: Any = self.prototype_trace
+        for name, site in prototype.iter_stochastic_nodes():
+            for frame in site["cond_indep_stack"]:
+                if frame.full_size is not None and frame.full_size != frame.size:
+                    self.prototype_trace = None
+                    raise ValueError(
+                        f"The latent site {name!r} is in the plate {frame.name!r}, which takes {frame.size} of "
+                        f"{frame.full_size} at a time, but {self._pyro_name} needs all latents in every call: take the "
+                        f"whole plate, or give this site to another guide, as AutoNormal, in an AutoGuideList."
+                    )
 
     def _start(self, loc: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Tensor, float]:
         """Returns loc and scale of the last layer, and the scale before it."""
@@ -246,7 +270,7 @@ class AutoRealNVP(AutoContinuous):
         if _is_module_local_param_enabled():
             _ = self.transform  # reading the attribute of a PyroModule makes the statements
         else:
-            register(self._pyro_name, flow, flow[-1])
+            self._pyro_name = register(self._pyro_name, flow, flow[-1], origin=self._origin, unpickled=self._unpickled)
         result: dict[str, Tensor] = super().forward(*args, **kwargs)
         return result
 
@@ -263,14 +287,19 @@ class AutoRealNVP(AutoContinuous):
         """Computes quantiles of every latent site, each (number of quantiles, \\*shape of the site).
 
         Of 20,000 draws, for every unconstrained coordinate by itself, and then mapped to the support of the site: for
-        sites whose support is a product of intervals, the marginal quantiles.
+        sites whose support is a product of intervals, the marginal quantiles. The draws are the same in every call, and
+        z comes with -z: the median is the quantile of 0.5 exactly, and the centre of a guide that is still Gaussian.
 
         Args:
             quantiles: numbers between 0 and 1.
             args, kwargs: of the model, for a guide that has not seen it yet.
         """
         self.initialize(*args, **kwargs)
-        x = self.get_posterior().rsample(Size((_QUANTILE_DRAWS,)))
+        like = next(self._built()[-1].buffers())
+        own = torch.Generator().manual_seed(0)
+        half = torch.randn(_QUANTILE_DRAWS // 2, len(like), generator=own, dtype=like.dtype)
+        with hold_statistics():
+            x = self.get_transform()(torch.cat([half, -half]).to(like))
         return constrained(self, torch.quantile(x, torch.as_tensor(quantiles).to(x), dim=0))[0]
 
     def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
@@ -292,6 +321,10 @@ class AutoRealNVP(AutoContinuous):
         # weak references, and their copies do not.
         gone = dict.fromkeys(("_model", "_plain_model", "master"))
         return {**self.__dict__, **gone, "_modules": copy.deepcopy(self._modules)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # A guide of a file that an older version wrote has no origin.
+        super().__setstate__({"_origin": uuid.uuid4().hex, **state, "_unpickled": True})
 
 
 def _median_or_feasible(site: dict[str, Any]) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from pyro.ops.stats import fit_generalized_pareto
 from torch import Tensor
 
-from .._runtime.checks import at_least
+from .._runtime.checks import at_least, check_floating
 
 
 def effective_sample_size(log_weights: Tensor) -> float:
@@ -67,7 +67,9 @@ def pareto_k_spread(log_weights: Tensor, batches: int = 10) -> float:
         the error; inf if some k_b are infinite and 0 if all are, and equal.
     """
     at_least("batches", batches, 2)
-    size = len(check_log_weights(log_weights)) // batches
+    size = at_least(
+        "The number of log-weights of a batch for a Pareto fit", len(check_log_weights(log_weights)) // batches, 25
+    )
     parts = torch.tensor([pareto_k(part) for part in log_weights.split(size)[:batches]], dtype=torch.float64)
     if not parts.isfinite().all():
         return 0.0 if bool((parts == parts[0]).all()) else math.inf
@@ -129,7 +131,8 @@ def _fit_tail(log_weights: Tensor) -> tuple[float, float, float]:
 
 
 def check_log_weights(log_weights: Tensor) -> Tensor:
-    """Returns the log-weights; an error if they are not (S,), one is NaN or +inf, or all are -inf."""
+    """Returns the log-weights; an error if they are not floating point (S,), one is NaN or +inf, or all are -inf."""
+    check_floating("An estimate by weights", "log_weights", log_weights)
     bad = ~(log_weights < math.inf)
     if log_weights.dim() != 1 or not len(log_weights):
         raise ValueError(f"Log-weights have shape (S,) with S >= 1, but got {tuple(log_weights.shape)}.")

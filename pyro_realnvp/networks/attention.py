@@ -6,6 +6,7 @@ import torch
 from torch import Size, Tensor, nn
 from torch.nn import functional as F
 
+from .._runtime.checks import count_of, in_unit_interval, sizes
 from .._runtime.construction import recorded
 from .conditioner import Conditioner
 
@@ -27,6 +28,21 @@ def _conv(
     with torch.no_grad():
         conv.weight.mul_(scale)
     return nn.utils.parametrizations.weight_norm(conv) if weight_norm else conv
+
+
+def _check_blocks(name: str, hidden: int, blocks: int, dropout: float, heads: int = 1) -> None:
+    """Raises a ValueError unless there can be blocks of this size."""
+    count_of(f"hidden of {name}", hidden)
+    count_of(f"blocks of {name}", blocks, 0)
+    in_unit_interval(f"dropout of {name}", dropout)
+    if heads < 1 or hidden % heads:
+        raise ValueError(f"{name} needs heads that divide hidden={hidden}, but got heads={heads}.")
+
+
+def _height_and_width(name: str, size: Sequence[int]) -> Size:
+    if len(size) != 2 or min(size) < 1:
+        raise ValueError(f"{name} needs a size (height, width) of 1 or more each, but got {tuple(size)}.")
+    return sizes(name, size)
 
 
 class _GatedConv(nn.Module):
@@ -140,18 +156,19 @@ class GatedAttention(Conditioner):
     ) -> None:
         super().__init__(context_shape, context_dim)
         self.check_channels(in_channels, out_channels, fewest=1)
-        if heads < 1 or hidden % heads:
-            raise ValueError(f"GatedAttention needs heads that divide hidden={hidden}, but got heads={heads}.")
+        self.check_image_context()
+        _check_blocks("GatedAttention", hidden, blocks, dropout, heads)
         if size is None and mask is not None:
             size = mask.shape[-2:]
         if size is None:
             raise ValueError("GatedAttention learns a position for every pixel and needs size=(height, width).")
-        if self.context_shape is not None and len(self.context_shape) == 3 and self.context_shape[1:] != Size(size):
+        size = _height_and_width("GatedAttention", size)
+        if self.context_shape is not None and len(self.context_shape) == 3 and self.context_shape[1:] != size:
             raise ValueError(
                 f"GatedAttention needs a context map of size {tuple(size)}, but got {tuple(self.context_shape)}."
             )
         context = self.map_channels or self.vector_length
-        self.size = Size(size)
+        self.size = size
         self.conv_in = _conv(in_channels, hidden, 3, weight_norm=weight_norm)
         self.position = nn.Parameter(0.01 * torch.randn(hidden, *size))
         self.blocks = nn.ModuleList(
@@ -185,6 +202,8 @@ class GatedConvs(nn.Module):
 
     def __init__(self, in_channels: int, *, hidden: int = 32, blocks: int = 3, dropout: float = 0.2) -> None:
         super().__init__()
+        count_of("in_channels of GatedConvs", in_channels)
+        _check_blocks("GatedConvs", hidden, blocks, dropout)
         self.channels = hidden
         self.conv_in = _conv(in_channels, hidden, 3)
         self.blocks = nn.ModuleList(_GatedConv(hidden, 0, dropout, size=3, weight_norm=False) for _ in range(blocks))
@@ -216,6 +235,9 @@ class AttentiveConvs(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        count_of("in_channels of AttentiveConvs", in_channels)
+        _check_blocks("AttentiveConvs", hidden, blocks, dropout, heads)
+        size = _height_and_width("AttentiveConvs", size)
         self.channels = hidden
         self.conv_in = _conv(in_channels, hidden, 3, weight_norm=True)
         self.position = nn.Parameter(0.01 * torch.randn(hidden, *size))

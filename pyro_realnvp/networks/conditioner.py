@@ -11,7 +11,7 @@ import torch
 from torch import Size, Tensor, nn
 
 from .._runtime.batches import flatten_batch
-from .._runtime.checks import at_least
+from .._runtime.checks import count_of, integers
 
 
 def shape_of_context(name: str, context_shape: int | Sequence[int] | None, context_dim: int = 0) -> Size | None:
@@ -25,7 +25,8 @@ def shape_of_context(name: str, context_shape: int | Sequence[int] | None, conte
     Raises:
         ValueError: if both are given, or a length is negative.
     """
-    shape = Size((context_shape,) if isinstance(context_shape, int) else () if context_shape is None else context_shape)
+    shape = Size(() if context_shape is None else integers(name, "context_shape", context_shape))
+    (context_dim,) = integers(name, "context_dim", context_dim)
     if context_dim and shape:
         raise ValueError(
             f"{name} takes a context vector or a context map, but got context_dim={context_dim} and "
@@ -46,6 +47,7 @@ class Conditioner(nn.Module):
         context_dim: length of a context vector, instead.
     """
 
+    in_channels: int
     starts_at_zero: bool | None = None  #: whether a new network returns zeros; None: not known
 
     def __init__(self, context_shape: int | Sequence[int] | None = None, context_dim: int = 0) -> None:
@@ -53,9 +55,9 @@ class Conditioner(nn.Module):
         self.context_shape = shape_of_context(type(self).__name__, context_shape, context_dim)
 
     def check_channels(self, in_channels: int, out_channels: int, *, fewest: int = 0) -> None:
-        """Raises a ValueError unless there are ``fewest`` input channels or more, and an output channel."""
-        at_least(f"in_channels of {type(self).__name__}", in_channels, fewest)
-        at_least(f"out_channels of {type(self).__name__}", out_channels)
+        """Keeps the number of input channels; a ValueError unless it is ``fewest`` or more, and there is an output."""
+        self.in_channels = count_of(f"in_channels of {type(self).__name__}", in_channels, fewest)
+        count_of(f"out_channels of {type(self).__name__}", out_channels)
 
     @property
     def map_channels(self) -> int:
@@ -87,13 +89,34 @@ class Conditioner(nn.Module):
             raise ValueError(f"{name} needs a context of shape {tuple(shape)}, but got {tuple(context.shape)}.")
         return context if context.shape[: -len(shape)] == batch else context.expand(batch + shape)
 
+    def check_image_context(self) -> None:
+        """Raises a ValueError unless the context, if there is one, is a vector or a map (C, H, W)."""
+        if self.context_shape is not None and len(self.context_shape) not in (1, 3):
+            raise ValueError(
+                f"{type(self).__name__} takes a context vector or a context map (C, H, W), but got the context_shape "
+                f"{tuple(self.context_shape)}."
+            )
+
     def flatten_batch(
         self, x: Tensor, context: Tensor | None, *, concatenate: bool = True
     ) -> tuple[Tensor, Tensor | None, Size]:
         """Returns images (\\*batch, C, H, W) with one batch dimension, their context alike, and the former batch shape.
 
         A context map is concatenated to the images, and None returned for it, unless ``concatenate`` is False.
+
+        Raises:
+            ValueError: if x is no batch of images with ``in_channels``, or the context does not fit.
         """
+        name = type(self).__name__
+        if x.dim() < 3 or x.shape[-3] != self.in_channels:
+            raise ValueError(
+                f"{name} maps images of shape ({self.in_channels}, H, W), but got a tensor of {tuple(x.shape)}."
+            )
+        if self.map_channels and self.context_shape is not None and self.context_shape[1:] != x.shape[-2:]:
+            raise ValueError(
+                f"{name} needs a context map of the size of the image, but has the context_shape "
+                f"{tuple(self.context_shape)} and got an image of {tuple(x.shape[-3:])}."
+            )
         batch = x.shape[:-3]
         context = self.expand_context(context, batch)
         x = flatten_batch(x, 3)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .._runtime.autocast import full_precision
+from .._runtime.checks import count_of
 from .._runtime.construction import recorded
 from .channel_norm import ChannelNorm
 from .conditioner import Conditioner
@@ -61,6 +62,7 @@ class ZeroConv(Conditioner):
     ) -> None:
         super().__init__(context_shape, context_dim)
         self.check_channels(in_channels, out_channels)
+        self.check_image_context()
         channels = in_channels + self.map_channels
         self.conv = _EdgeConv2d(channels, out_channels, 0.0)
         self.bias = nn.Parameter(torch.zeros(out_channels))
@@ -113,7 +115,9 @@ class ConvNet(Conditioner):
     ) -> None:
         super().__init__(context_shape, context_dim)
         self.check_channels(in_channels, out_channels)
+        self.check_image_context()
         channels = in_channels + self.map_channels
+        hidden = count_of("hidden of ConvNet", hidden)
         self.conv1 = _EdgeConv2d(channels, hidden, 0.05)
         self.norm1 = ChannelNorm(hidden)
         self.context_in = nn.Linear(self.vector_length, hidden) if self.vector_length else None

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from .._runtime.checks import built_by, count_of, finite_number
 from .._runtime.construction import recorded
 from .conditioner import Conditioner
 
@@ -46,11 +47,12 @@ class MLP(Conditioner):
     ) -> None:
         super().__init__(context_shape, context_dim)
         self.check_channels(in_channels, out_channels)
-        self.in_channels, self.gain, self.skip = in_channels, gain, skip
+        self.gain, self.skip = finite_number("gain of MLP", gain), finite_number("skip of MLP", skip)
         width = inputs = in_channels + (self.context_shape.numel() if self.context_shape else 0)
         layers: list[nn.Module] = []
         for size in hidden:
-            layers += [nn.Linear(width, size), activation()]
+            layers.append(nn.Linear(width, count_of("hidden of MLP", size)))
+            layers.append(built_by("activation", activation, kind=nn.Module))
             width = size
         last = nn.Linear(width + inputs if self.skip else width, out_channels)
         nn.init.zeros_(last.weight)

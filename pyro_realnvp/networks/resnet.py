@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from .._runtime.autocast import at_least_float32
 from .._runtime.batch_statistics import statistics_are_held
+from .._runtime.checks import count_of, in_unit_interval
 from .._runtime.collectives import moments
 from .._runtime.construction import recorded
 from .conditioner import Conditioner
@@ -133,7 +134,12 @@ class ResNet(Conditioner):
     ) -> None:
         super().__init__(context_shape, context_dim)
         self.check_channels(in_channels, out_channels, fewest=1)
-        width = hidden * 2**level
+        self.check_image_context()
+        if mask is not None and mask.dim() != 3:
+            raise ValueError(f"ResNet needs a mask of shape (C, H, W), but got {tuple(mask.shape)}.")
+        blocks, dropout = count_of("blocks of ResNet", blocks, 0), in_unit_interval("dropout of ResNet", dropout)
+        count_of("hidden of ResNet", hidden)
+        width = count_of("hidden * 2**level of ResNet", hidden * 2 ** min(count_of("level", level, 0), 32))
         channels = in_channels + self.map_channels
         self.register_buffer("mask", None if mask is None else mask[:1].to(torch.get_default_dtype()), persistent=False)
         self.norm_in = _BatchNorm2d(channels)
@@ -146,6 +152,10 @@ class ResNet(Conditioner):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         x, context, batch = self.flatten_batch(x, context)
+        if self.mask is not None and x.shape[-2:] != self.mask.shape[-2:]:
+            raise ValueError(
+                f"ResNet has a mask of shape {tuple(self.mask.shape)}, but got images of {tuple(x.shape[-3:])}."
+            )
         a = self.norm_in(x)
         if self.mask is None:
             features = torch.cat([a, -a], 1)

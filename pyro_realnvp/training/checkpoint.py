@@ -5,7 +5,6 @@ and either a description (:mod:`pyro_realnvp.description`) or the arguments for 
 """
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from ..description import describe, make
+from .bounded import shapes_of
+from .files import read_file, safetensors, write_file
 
-_KEY = "pyro_realnvp"
-_FORMAT = 1
+_FORMAT = 2  # of 1, the dequantizer of Flow++ was built the other way round
 _ARGUMENT = "argument."  # begins the keys of tensors that belong to the description
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float64, torch.float32, torch.float16)}
 _DTYPES["bfloat16"] = torch.bfloat16
@@ -43,7 +43,7 @@ def save(module: nn.Module, path: str | Path, *, build: Mapping[str, Any] | None
     Raises:
         ValueError: if a part of the flow cannot be written down, and ``build`` is not given; the message names it.
     """
-    safetensors = _safetensors()
+    safetensors()
     if not isinstance(module, nn.Module):
         raise ValueError(f"save needs a Module, such as a Flow, but got {type(module).__name__}.")
     if build is not None and not isinstance(build, Mapping):
@@ -67,20 +67,9 @@ def save(module: nn.Module, path: str | Path, *, build: Mapping[str, Any] | None
     if clash := [key for key in state if key.startswith(_ARGUMENT)]:
         raise ValueError(f"save needs the keys that begin with {_ARGUMENT!r} for itself, but the state has {clash[0]}.")
     try:
-        metadata = {_KEY: json.dumps(config)}
+        write_file(path, state | tensors, config)
     except TypeError as error:
         raise ValueError(f"save(..., build=arguments) needs plain JSON values: {error}.") from error
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    whole = {key: value.detach().cpu().contiguous().clone() for key, value in (state | tensors).items()}
-    try:
-        with part.open("wb") as file:
-            file.write(safetensors.save(whole, metadata))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def load(path: str | Path, *, build: Callable[..., nn.Module] | None = None, device: torch.device | str = "cpu") -> Any:
@@ -100,14 +89,19 @@ def load(path: str | Path, *, build: Callable[..., nn.Module] | None = None, dev
         ValueError: if the file is truncated, has no configuration, names something that is no class or function of
             this package, or has the weights of another architecture.
     """
-    state, config = read(path)
+    state, config = read_file(path)
     arguments = {key: state.pop(key) for key in [*state] if key.startswith(_ARGUMENT)}
     if config is None:
         raise ValueError(
             f"{path} has weights but no configuration, as the files of version 0.1 and of other programs: make the "
             f"flow that they belong to and call flow.load_state_dict(safetensors.torch.load_file(path))."
         )
-    if config.get("format") != _FORMAT or config.get("dtype") not in _DTYPES:
+    if config.get("format") == 1 and '"flowpp_dequantizer"' in json.dumps(config):
+        raise ValueError(
+            f"{path} has a dequantizer of Flow++ from before version 0.2, which drew noise by a numerical search; now "
+            f"it is drawn in closed form, by another network. Train it again."
+        )
+    if config.get("format") not in (1, _FORMAT) or config.get("dtype") not in _DTYPES:
         raise ValueError(
             f"{path} has the format {config.get('format')!r:.50} and the dtype {config.get('dtype')!r:.50}, which this "
             f"version does not read."
@@ -116,50 +110,48 @@ def load(path: str | Path, *, build: Callable[..., nn.Module] | None = None, dev
         raise ValueError(f"{path} was saved with build=arguments; pass load(..., build=function).")
     if build is not None and "build" not in config:
         raise ValueError(f"{path} describes its flow itself; it was saved without build=arguments.")
+    return _made(path, config, arguments, state, build).to(device).eval()
+
+
+def _made(
+    path: str | Path,
+    config: Mapping[str, Any],
+    arguments: Mapping[str, Tensor],
+    state: Mapping[str, Tensor],
+    build: Callable[..., nn.Module] | None,
+) -> nn.Module:
+    """Makes the Module of a configuration, and loads its weights."""
+
+    def of_config() -> nn.Module:
+        made = make(config.get("description", {}), arguments) if build is None else build(**config["build"])
+        if not isinstance(made, nn.Module):
+            raise ValueError(f"It describes a {type(made).__name__}, which is no Module.")
+        return made.to(_DTYPES[config["dtype"]])
+
     try:
-        module = make(config.get("description", {}), arguments) if build is None else build(**config["build"])
-        module = module.to(_DTYPES[config["dtype"]])
-    except (ValueError, TypeError, AttributeError) as error:
+        expected = shapes_of(of_config, state)
+        found = {key: tuple(value.shape) for key, value in state.items()}
+        for key in sorted(expected.keys() | found.keys()):
+            if expected.get(key) != found.get(key):
+                raise ValueError(
+                    f"It has weights of another architecture than {'its configuration' if build is None else 'build'} "
+                    f"makes: {key} should have shape {expected.get(key, 'none')}, but has {found.get(key, 'none')}."
+                )
+        module = of_config()
+        check_values(module, state)
+        module.load_state_dict(state)
+    except (ValueError, TypeError, AttributeError, KeyError, RuntimeError, OverflowError, MemoryError) as error:
         raise ValueError(f"{path} cannot be made into a flow. {error}") from error
-    expected = {key: tuple(value.shape) for key, value in module.state_dict().items()}
-    found = {key: tuple(value.shape) for key, value in state.items()}
-    for key in sorted(expected.keys() | found.keys()):
-        if expected.get(key) != found.get(key):
-            raise ValueError(
-                f"{path} has weights of another architecture than {'its configuration' if build is None else 'build'} "
-                f"makes: {key} should have shape {expected.get(key, 'none')}, but has {found.get(key, 'none')}."
-            )
-    module.load_state_dict(state)
-    return module.to(device).eval()
+    return module
 
 
-def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
-    """Reads the tensors of a file, and its configuration if there is one; makes nothing of them."""
-    _safetensors()
-    from safetensors import SafetensorError, safe_open
-
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path} is a folder." if Path(path).is_dir() else f"There is no file {path}.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = (file.metadata() or {}).get(_KEY)
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # no mapping
-    except SafetensorError as error:
-        raise ValueError(
-            f"{path} is truncated or no safetensors file: {error}. A file by torch.save is read by torch.load."
-        ) from error
-    try:
-        config = None if metadata is None else json.loads(metadata)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} has a configuration that is no JSON: {error}.") from error
-    if config is not None and not isinstance(config, dict):
-        raise ValueError(f"{path} has a configuration that is no JSON object: {metadata:.50}.")
-    return tensors, config
-
-
-def _safetensors() -> Any:
-    try:
-        import safetensors.torch
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("save and load need safetensors: pip install 'pyro-realnvp[train]'") from error
-    return safetensors.torch
+def check_values(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Raises ValueError if the weights of a file have another dtype than a Module, or values that none can have."""
+    for key, own in module.state_dict().items():
+        value = state[key]
+        if value.dtype != own.dtype:
+            raise ValueError(f"{key} should have the dtype {own.dtype}, but has {value.dtype}.")
+        if value.is_floating_point() and not value.isfinite().all():
+            raise ValueError(f"{key} has a value that is not finite.")
+        if key.endswith("running_var") and (value < 0).any():
+            raise ValueError(f"{key} has a negative variance, {value.min().item():g}.")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -14,12 +15,25 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Sequential
 from .._runtime.checks import at_least
 from ..bijections.support import unbounded
 from ..flow import Flow
+from .files import safetensors
 from .loop import Batches
 
 Batch = tuple[Tensor, ...]  #: (x,) or (x, context)
 
 _PLAIN_SAMPLERS = (RandomSampler, SequentialSampler)
 _LOADER_OPTIONS = ("batch_size", "num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn", "generator")
+
+
+class BatchStream(Iterator[Batch], ABC):
+    """Base class of batches without end that go on where an earlier process stopped."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the position."""
+
+    @abstractmethod
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes to a position."""
 
 
 class Rows(ABC):
@@ -47,7 +61,12 @@ class Rows(ABC):
         """Computes that of every element of x, of the shape of an event; of a DataLoader: over its first batch."""
 
     @abstractmethod
-    def __iter__(self) -> Iterator[Batch]: ...
+    def batches(self) -> BatchStream:
+        """Batches without end."""
+
+    @abstractmethod
+    def digest(self) -> str | None:
+        """Computes the SHA-256 of all values, if they are at hand."""
 
     @abstractmethod
     def once(self) -> Iterator[Batch]:
@@ -89,9 +108,12 @@ class TensorRows(Rows):
     def standard_deviation(self) -> Tensor:
         return self.tensors[0].std(0, correction=0)
 
-    def __iter__(self) -> Iterator[Batch]:
-        for rows in Batches(torch.arange(self.count, device=self.device), self.batch_size):
-            yield tuple(tensor[rows] for tensor in self.tensors)
+    def batches(self) -> BatchStream:
+        return _TensorBatches(self.tensors, self.batch_size)
+
+    def digest(self) -> str:
+        tensors = {str(index): tensor.cpu().contiguous().clone() for index, tensor in enumerate(self.tensors)}
+        return hashlib.sha256(safetensors().save(tensors)).hexdigest()
 
     def once(self) -> Iterator[Batch]:
         return zip(*(tensor.split(max(1000, self.batch_size)) for tensor in self.tensors), strict=True)
@@ -130,9 +152,11 @@ class LoadedRows(Rows):
     def standard_deviation(self) -> Tensor:
         return self.first[0].std(0, correction=0)
 
-    def __iter__(self) -> Iterator[Batch]:
-        while True:
-            yield from self.once()
+    def batches(self) -> BatchStream:
+        return _LoadedBatches(self)
+
+    def digest(self) -> None:
+        return None
 
     def once(self) -> Iterator[Batch]:
         empty = True
@@ -165,6 +189,59 @@ class LoadedRows(Rows):
             DataLoader(rest, **options),
         )
         return LoadedRows(parts[0], self.like), LoadedRows(parts[1], self.like)
+
+
+class _TensorBatches(BatchStream):
+    def __init__(self, tensors: Batch, size: int) -> None:
+        self.tensors = tensors
+        self.rows = Batches(torch.arange(len(tensors[0]), device=tensors[0].device), size)
+
+    def __next__(self) -> Batch:
+        rows = next(self.rows)
+        return tuple(tensor[rows] for tensor in self.tensors)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.rows.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.rows.load_state_dict(state)
+
+
+class _LoadedBatches(BatchStream):
+    """The batches of a DataLoader. Its position is the state of random numbers before a pass, and batches since then.
+
+    To go on there, these batches are read again: a DataLoader has no other way. The random numbers that a data set
+    draws while it is read may then be others, but those of the batches that follow are not, as a checkpoint sets the
+    generators afterwards.
+    """
+
+    def __init__(self, rows: LoadedRows) -> None:
+        self.rows, self.used = rows, 0
+        self.before = torch.get_rng_state()
+        self.iterator: Iterator[Batch] | None = None
+
+    def __next__(self) -> Batch:
+        if self.iterator is None:
+            self.before, self.used = torch.get_rng_state(), 0
+            self.iterator = self.rows.once()
+        batch = next(self.iterator, None)
+        if batch is None:
+            self.iterator = None
+            return next(self)
+        self.used += 1
+        return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"before": self.before, "used": self.used}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.before, self.used, self.iterator = state["before"], int(state["used"]), None
+        if self.used:
+            with torch.random.fork_rng([]):
+                torch.set_rng_state(self.before)
+                self.iterator = self.rows.once()
+                for _ in range(self.used):
+                    next(self.iterator)
 
 
 def rows_of(

@@ -2,11 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+
+
+@dataclass
+class Course:
+    """The rows of a training that is not over, and what is known of its best state and its end."""
+
+    rows: list[dict[str, float]] = field(default_factory=list)
+    best_step: int = 0
+    ended_by: str = "steps"
+
+    @property
+    def seconds(self) -> float:
+        """Until the last row."""
+        return self.rows[-1]["seconds"] if self.rows else 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.rows, self.best_step, self.ended_by = list(state["rows"]), int(state["best_step"]), str(state["ended_by"])
 
 
 @dataclass(eq=False)
@@ -48,6 +69,14 @@ class History:
             best_step=best_step,
             ended_by=ended_by,
         )
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> History:
+        """Undoes :meth:`state_dict`."""
+        return cls(**state)
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(vars(self))
 
     @property
     def best(self) -> float:

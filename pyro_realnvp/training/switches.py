@@ -6,11 +6,19 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from .._runtime.arguments import shown
 from ..bijections.chain import Chain
 from ..bijections.coupling import Coupling
 from ..bijections.normalization import BatchNorm
 
 M = TypeVar("M", bound=nn.Module)
+
+
+def _modules(name: str, flow: nn.Module) -> list[nn.Module]:
+    """Returns all parts of a Module, itself among them; a ValueError if it is none."""
+    if not isinstance(flow, nn.Module):
+        raise ValueError(f"{name} needs a Module, such as a Flow, but got {shown(flow)}.")
+    return list(flow.modules())
 
 
 def recompute(flow: M, *, enabled: bool = True) -> M:
@@ -29,7 +37,7 @@ def recompute(flow: M, *, enabled: bool = True) -> M:
     Returns:
         The Module that was given.
     """
-    for module in flow.modules():
+    for module in _modules("recompute", flow):
         if isinstance(module, Coupling):
             module.recomputes = enabled
     return flow
@@ -59,7 +67,9 @@ def rebuild(flow: M, *, enabled: bool = True, tolerance: float | None = None) ->
     Returns:
         The Module that was given.
     """
-    for module in recompute(flow, enabled=enabled).modules():
+    modules = _modules("rebuild", flow)
+    recompute(flow, enabled=enabled)
+    for module in modules:
         if isinstance(module, Chain):
             module.rebuilds, module.tolerance = enabled, tolerance
     return flow
@@ -81,7 +91,7 @@ def synchronize(flow: M, *, enabled: bool = True) -> M:
     Returns:
         The Module that was given.
     """
-    for module in flow.modules():
+    for module in _modules("synchronize", flow):
         if hasattr(type(module), "synchronized"):
             module.synchronized = enabled  # type: ignore[assignment]
     return flow
@@ -99,10 +109,13 @@ def recalibrate(flow: nn.Module, batches: Iterable[Tensor | Sequence[Tensor]]) -
         batches: tensors x (batch, \\*event_shape), or tuples (x, context).
 
     Raises:
-        ValueError: if there is no batch.
+        ValueError: if there is no batch, or one is no tensor and no tuple of tensors.
     """
-    norms = [m for m in flow.modules() if isinstance(m, BatchNorm | nn.modules.batchnorm._BatchNorm)]
-    modes = {module: module.training for module in flow.modules()}
+    modules = _modules("recalibrate", flow)
+    if not isinstance(batches, Iterable) or (isinstance(batches, Tensor) and not batches.dim()):
+        raise ValueError(f"recalibrate needs an iterable of batches of data, but got {shown(batches)}.")
+    norms = [m for m in modules if isinstance(m, BatchNorm | nn.modules.batchnorm._BatchNorm)]
+    modes = {module: module.training for module in modules}
     momenta = [norm.momentum for norm in norms]
     flow.eval()
     for norm in norms:
@@ -110,7 +123,9 @@ def recalibrate(flow: nn.Module, batches: Iterable[Tensor | Sequence[Tensor]]) -
     seen = 0
     try:
         for batch in batches:
-            inputs = (batch,) if isinstance(batch, Tensor) else tuple(batch)
+            inputs = tuple(batch) if isinstance(batch, Sequence) else (batch,)
+            if not inputs or not isinstance(inputs[0], Tensor) or not inputs[0].dim():
+                raise ValueError(f"recalibrate needs tensors or tuples of tensors as batches, but got {shown(batch)}.")
             seen += inputs[0].shape[0]
             for norm in norms:
                 norm.momentum = inputs[0].shape[0] / seen

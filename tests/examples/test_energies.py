@@ -116,11 +116,11 @@ def test_samples_of_the_truth_agree_with_its_quadrature(name: str) -> None:
 
 
 def test_annealing_rises_to_one() -> None:
-    betas = list(energies.annealed(10, 0.5, 0.01))
+    betas = [energies.annealed(step, 10, 0.5, 0.01) for step in range(10)]
     assert betas[0] == pytest.approx(0.01)
     assert all(before < after for before, after in pairwise(betas[:6]))
     assert betas[5:] == [1.0] * 5
-    assert list(energies.annealed(4, 0.0, 0.01)) == [1.0] * 4
+    assert [energies.annealed(step, 4, 0.0, 0.01) for step in range(4)] == [1.0] * 4
 
 
 def test_path_gradient_vanishes_at_the_solution_and_only_there() -> None:
@@ -212,7 +212,7 @@ def test_the_seed_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(energies, "draw", lambda *_: None)
     losses = []
     for seed in ("0", "0", "1"):
-        energies.main([*TINY, "--energy", "u2", "--seed", seed, "--out", str(tmp_path)])
+        energies.main([*TINY, "--energy", "u2", "--seed", seed, "--fresh", "--out", str(tmp_path)])
         losses.append(rows_of(tmp_path / "metrics.jsonl")[-1]["forward_kl"])
     assert losses[0] == losses[1] != losses[2]
 

@@ -55,14 +55,17 @@ def few_images(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_paused_and_resumed_is_the_same_run(
     flow: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = [*TINY, "--flow", *flow, "--flips", "--steps", "30", "--interval", "13", "--warmup", "10"]
+    command = [*TINY, "--flow", *flow, "--flips", "--steps", "6", "--interval", "2", "--warmup", "2"]
     command += ["--batch", "8"]
     images.main([*command, "--out", str(tmp_path / "one")])
-    command += ["--minutes", "1e-6", "--out", str(tmp_path / "chain")]  # so that every run takes 20 steps
-    images.main(command)
-    assert "paused after 20 of 30 steps" in capsys.readouterr().out
-    assert not (tmp_path / "chain/checkpoint.safetensors").exists()
-    torch.manual_seed(20)  # nothing of the process before is left
+    command += ["--minutes", "1e-6", "--out", str(tmp_path / "chain")]  # so that every run takes one step
+    for _ in range(6):
+        with pytest.raises(SystemExit) as ended:
+            images.main(command)
+        assert not ended.value.code
+        assert "the same call goes on" in capsys.readouterr().out
+        assert not (tmp_path / "chain/checkpoint.safetensors").exists()
+        torch.manual_seed(20)  # nothing of the process before is left
     images.main(command)
     one, chain = (load_file(tmp_path / name / "checkpoint.safetensors") for name in ("one", "chain"))
     assert all(one[name].equal(chain[name]) for name in one)
@@ -77,24 +80,41 @@ def test_paused_and_resumed_is_the_same_run(
     assert (tmp_path / "chain/metrics.jsonl").read_text() == before
 
 
+@pytest.mark.usefixtures("no_pictures", "few_images")
 def test_another_run_is_not_gone_on_with(tmp_path: Path) -> None:
-    command = [*TINY, "--blocks", "1", "--scales", "1", "--steps", "50", "--minutes", "1e-6", "--out", str(tmp_path)]
-    images.main(command)
-    for option, name in [(["--hidden", "8"], "hidden = 4"), (["--learning-rate", "1"], "learning_rate = 0.002")]:
-        with pytest.raises(SystemExit, match=rf"training.pt is of a run with {name}, but this one has .*another --out"):
+    command = [*TINY, "--scales", "1", "--blocks", "1", "--batch", "8", "--steps", "4", "--out", str(tmp_path)]
+    with pytest.raises(SystemExit):
+        images.main([*command, "--minutes", "1e-6"])
+    for option, message in ((["--seed", "1"], "seed = 0, but this one has seed = 1"), (["--hidden", "8"], "hidden")):
+        with pytest.raises(SystemExit, match=f"{message}.*--fresh"):
             images.main([*command, *option])
-    path = tmp_path / "training.pt"
-    path.write_bytes(path.read_bytes()[:-1000])
+    path = tmp_path / "training.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1000])
     with pytest.raises(SystemExit, match="truncated"):
         images.main(command)
+    flipped_bit = bytearray(whole)
+    flipped_bit[-1000] ^= 1
+    path.write_bytes(flipped_bit)
+    with pytest.raises(SystemExit, match="is damaged"):
+        images.main(command)
+    images.main([*command, "--fresh", "--seed", "1"])
+    assert (tmp_path / "checkpoint.safetensors").is_file()
 
 
-def test_rows_after_the_pause_are_dropped(tmp_path: Path) -> None:
+def test_metrics_go_on_with_the_rows_of_the_checkpoint(tmp_path: Path) -> None:
     metrics = Metrics(tmp_path)
-    for step in (10, 20, 30):
+    for step in (10, 20):
         metrics.write({"step": step})
-    later = Metrics(tmp_path, step=20, seconds=100.0)
+    state = {**metrics.state_dict(), "seconds": 100.0}
+    metrics.write({"step": 30})
+    with metrics.path.open("a") as file:
+        file.write('{"step": 4')  # the machine went down here
+    later = Metrics(tmp_path)
+    later.load_state_dict(state)
     assert [row["step"] for row in rows(tmp_path)] == [10, 20]
+    later.write({"step": 30})
+    assert [row["step"] for row in rows(tmp_path)] == [10, 20, 30]
     assert later.seconds >= 100
 
 

@@ -101,7 +101,7 @@ def test_vectors(event_shape: int) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"components": 0}, "components=0"),
+        ({"components": 0}, "components must be at least 1, but got 0"),
         ({"couplings": (1, 2)}, r"one or three.*\(1, 2\)"),
         ({"couplings": 0}, "couplings must be at least 1, but got 0"),
         ({"context_shape": (1, 2, 2)}, r"context map.*\(1, 2, 2\)"),

@@ -32,6 +32,7 @@ from zoo import split
 
 CALLS = 1000
 FEWER = 400  # where a call takes milliseconds
+fewer_or_all = pytest.mark.parametrize("calls", [FEWER, pytest.param(CALLS, marks=pytest.mark.slow)])
 
 
 @pytest.fixture(autouse=True)
@@ -152,6 +153,53 @@ def test_threads_that_sample_at_the_same_time_leave_no_statistics_held():
     assert bool(norm.initialized)
 
 
+def normalized():
+    flow = Flow(StandardNormal(2), [split((2,), net=Yielding).inv, BatchNorm((2,)).inv, ActNorm((2,)).inv]).train()
+    flow(2 + 3 * torch.randn(64, 2))  # initialises the ActNorm
+    return flow
+
+
+def fit_to(flow, batches):
+    """Trains by likelihood, and returns the losses."""
+    optimizer = torch.optim.Adam(flow.parameters(), lr=1e-3)
+    losses = []
+    for batch in batches:
+        optimizer.zero_grad()
+        loss = -flow(batch).mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.detach())
+    return torch.stack(losses)
+
+
+@pytest.mark.parametrize("calls", [CALLS // 10, pytest.param(CALLS, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("flows", [1, 2])
+def test_a_flow_learns_the_same_beside_a_thread_that_samples_from_it_or_from_another(flows, calls):
+    flow = normalized()
+    alone, before = copy.deepcopy(flow), copy.deepcopy(flow.state_dict())
+    names = [name for name, _ in flow.named_parameters()]
+    source = flow if flows == 1 else copy.deepcopy(flow).eval()
+    batches = 2 + 3 * torch.randn(calls, 8, 2)
+
+    def sample():
+        with torch.no_grad():
+            draws = torch.stack([source.sample((2,)) for _ in range(calls)])
+            return draws, torch.stack([source(draw) for draw in draws]) if flows == 2 else None
+
+    (draws, log_prob), losses = at_once(sample, lambda: fit_to(flow, batches))
+    assert_parameters_are_parameters(flow, names)
+    assert draws.isfinite().all()
+    if flows == 2:
+        with torch.no_grad():
+            torch.testing.assert_close(log_prob, source(draws))
+    torch.testing.assert_close(losses, fit_to(alone, batches), rtol=0, atol=0)
+    for key, value in flow.state_dict().items():
+        assert torch.equal(value, alone.state_dict()[key]), f"{key} has moved in another way than without the thread"
+    for key in ("running_mean", "running_var"):
+        (moved,) = (name for name in before if name.endswith(key))
+        assert not torch.equal(flow.state_dict()[moved], before[moved]), f"{moved} has not moved"
+
+
 # ---------------------------------------------------------------------------------------------------- path gradient
 
 
@@ -242,20 +290,26 @@ def normal_model():
     pyro.sample("a", dist.Normal(torch.zeros(2), 1.0).to_event(1))
 
 
-def test_neutra_models_of_one_guide_in_two_threads_have_the_right_density(monkeypatch):
-    guide = AutoRealNVP(normal_model, lambda dim: [split((dim,))], init_scale=0.5)
-    guide()
-    randomize(guide.get_transform())
-    names = [name for name, _ in guide.named_parameters()]
-    z = torch.randn(2, FEWER, 2)
-    transform = guide.get_transform()
-    with torch.no_grad():
-        x, log_det = transform.forward_and_log_det(z)
-        expected = dist.Normal(torch.zeros(2), 1.0).to_event(1).log_prob(x) + log_det
+@pytest.fixture
+def _stacks_of_threads(monkeypatch):
     stack = StackOfThread()
     for module in list(sys.modules.values()):
         if getattr(module, "__name__", "").startswith("pyro.") and hasattr(module, "_PYRO_STACK"):
             monkeypatch.setattr(module, "_PYRO_STACK", stack)
+
+
+@fewer_or_all
+@pytest.mark.usefixtures("_stacks_of_threads")
+def test_neutra_models_of_one_guide_in_two_threads_have_the_right_density(calls):
+    guide = AutoRealNVP(normal_model, lambda dim: [split((dim,))], init_scale=0.5)
+    guide()
+    randomize(guide.get_transform())
+    names = [name for name, _ in guide.named_parameters()]
+    z = torch.randn(2, calls, 2)
+    transform = guide.get_transform()
+    with torch.no_grad():
+        x, log_det = transform.forward_and_log_det(z)
+        expected = dist.Normal(torch.zeros(2), 1.0).to_event(1).log_prob(x) + log_det
 
     def run(own):
         neutra = NeuTra(normal_model, guide)
@@ -269,6 +323,63 @@ def test_neutra_models_of_one_guide_in_two_threads_have_the_right_density(monkey
         found = at_once(*(lambda own=own: run(own) for own in z))
     assert_parameters_are_parameters(guide, names)
     torch.testing.assert_close(torch.stack(found), expected)
+
+
+# ----------------------------------------------------------------------------------------------------------- guides
+
+
+class GivenDraws(AutoRealNVP):
+    """A guide whose draws of the base are given."""
+
+    def get_base_dist(self):
+        return Prepared(next(self.prepared)[None]).to_event(1) if hasattr(self, "prepared") else super().get_base_dist()
+
+
+def skewed_model():
+    a = pyro.sample("a", dist.Normal(0.0, 1.0))
+    b = pyro.sample("b", dist.LogNormal(0.0, 1.0))
+    pyro.sample("y", dist.Normal(a + b, 0.5), obs=torch.tensor(2.0))
+
+
+def train_guide(guide, draws):
+    """Takes a step for each draw, of the ELBO of one particle, and returns the losses."""
+    guide.prepared = iter(draws)
+    optimizer = torch.optim.Adam(guide.parameters(), lr=1e-3)
+    losses = []
+    for _ in range(len(draws)):
+        optimizer.zero_grad()
+        trace = poutine.trace(guide).get_trace()
+        model_trace = poutine.trace(poutine.replay(skewed_model, trace)).get_trace()
+        loss = trace.log_prob_sum() - model_trace.log_prob_sum()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.detach())
+    return torch.stack(losses)
+
+
+@pytest.mark.parametrize("calls", [CALLS // 10, pytest.param(CALLS, marks=pytest.mark.slow)])
+@pytest.mark.usefixtures("_stacks_of_threads")
+def test_two_guides_learn_in_two_threads_what_each_learns_alone(calls):
+    guides = [
+        GivenDraws(skewed_model, lambda dim: [split((dim,))], init_scale=0.5, name=name) for name in ("one", "two")
+    ]
+    for guide in guides:
+        guide()
+    names = [name for name, _ in guides[0].named_parameters()]
+    alone = [copy.deepcopy(guide) for guide in guides]
+    draws = torch.randn(2, calls, 2)
+    with pyro.validation_enabled(False):
+        found = at_once(*(lambda pair=pair: train_guide(*pair) for pair in zip(guides, draws, strict=True)))
+        expected = [train_guide(*pair) for pair in zip(alone, draws, strict=True)]
+    for guide, other, losses, of_other in zip(guides, alone, found, expected, strict=True):
+        assert_parameters_are_parameters(guide, names)
+        torch.testing.assert_close(losses, of_other, rtol=0, atol=0)
+        for key, value in guide.state_dict().items():
+            assert torch.equal(value, other.state_dict()[key]), key
+    store = pyro.get_param_store()._params
+    for guide in guides:
+        for key, value in guide.get_transform().named_parameters():
+            assert store[f"{guide._pyro_name}.transform$$${key}"] is value
 
 
 # ------------------------------------------------------------------------------------------------- what is remembered

@@ -1,7 +1,6 @@
 """Files of flows: what is written by one process is the flow in another, and nothing else is executed."""
 
 import copy
-import json
 import os
 import pickle
 import subprocess
@@ -52,6 +51,7 @@ from pyro_realnvp import (
 )
 from pyro_realnvp._runtime.construction import MARKED
 from pyro_realnvp.testing import randomize
+from pyro_realnvp.training.files import write_file
 
 from zoo import Sinh
 
@@ -238,7 +238,10 @@ class OwnNetwork(MLP):
         (lambda: vectors(realnvp_transforms(3, net=lambda *a, **k: mlp(*a, **k))), "<lambda>.*'net' of realnvp_tr"),
         (lambda: vectors(realnvp_transforms(3, net=lambda_net)), "test_checkpoint.lambda_net.*'net'"),
         (lambda: vectors(realnvp_transforms(3, net=partial(OwnNetwork, hidden=(3,)))), "OwnNetwork.*'net'"),
-        (lambda: vectors(realnvp_transforms(3, net=partial(MLP, activation=lambda: None))), "lambda.*'activation'"),
+        (
+            lambda: vectors(realnvp_transforms(3, net=partial(MLP, activation=lambda: nn.ReLU()))),
+            "lambda.*'activation'",
+        ),
         (lambda: vectors([Sinh(3)]), "zoo.Sinh.*'transforms' of Flow"),
         (lambda: vectors([SplitCoupling((3,), OwnNetwork(2, 2), Affine())]), "OwnNetwork.*'conditioner' of SplitC"),
         (lambda: vectors([affine_coupling(3, [4])]), "AffineCoupling.*'transforms'"),
@@ -263,6 +266,8 @@ def test_a_function_of_the_users_makes_the_flow_again(tmp_path):
         load(tmp_path / "flow.safetensors")
     assert torch.equal(load(tmp_path / "flow.safetensors", build=build)(torch.ones(3)), flow(torch.ones(3)))
     with pytest.raises(ValueError, match="another architecture than build makes"):
+        load(tmp_path / "flow.safetensors", build=lambda size: vectors(realnvp_transforms(size, net=mlp)))
+    with pytest.raises(ValueError, match="much larger than the weights, which are 1 tensors of 1 numbers: a Linear"):
         load(tmp_path / "flow.safetensors", build=lambda size: vectors(realnvp_transforms(size)))
     with pytest.raises(ValueError, match="plain JSON"):
         save(flow, tmp_path / "flow.safetensors", build={"size": torch.ones(())})
@@ -272,12 +277,15 @@ def test_a_function_of_the_users_makes_the_flow_again(tmp_path):
 
 
 def with_config(path, config):
-    tensors = load_file(path)
-    save_file(tensors, path, {"pyro_realnvp": config if isinstance(config, str) else json.dumps(config)})
+    """Gives a file another configuration, and the checksum that belongs to it."""
+    if isinstance(config, str):
+        save_file(load_file(path), path, {"pyro_realnvp": config})
+    else:
+        write_file(path, load_file(path), config)
 
 
 def configuration(nodes, root=-1):
-    return {"format": 1, "dtype": "float32", "description": {"nodes": nodes, "root": root}}
+    return {"format": 2, "dtype": "float32", "description": {"nodes": nodes, "root": root}}
 
 
 def flow_with(base):
@@ -291,9 +299,13 @@ def flow_with(base):
         ("[]", "no JSON object"),
         ("[" * 100_000, "no JSON"),
         ({}, "format None"),
-        ({"format": 2, "dtype": "float32"}, "format 2"),
-        ({"format": 1, "dtype": "object"}, "dtype 'object'"),
-        ({"format": 1, "dtype": "float32"}, "describes no flow"),
+        ({"format": 3, "dtype": "float32"}, "format 3"),
+        (
+            {**configuration([{"call": "flowpp_dequantizer", "arguments": {}}]), "format": 1},
+            "dequantizer of Flow.. from before version 0.2",
+        ),
+        ({"format": 2, "dtype": "object"}, "dtype 'object'"),
+        ({"format": 2, "dtype": "float32"}, "describes no flow"),
         (configuration([{"call": "eval", "arguments": {"source": "1"}}]), "'eval', which is no class or function"),
         (configuration([{"call": "os.system", "arguments": {"command": "touch x"}}]), "'os.system', which is no"),
         (configuration([{"call": "save", "arguments": {}}]), "'save', which is no"),

@@ -1,0 +1,107 @@
+"""Files of tensors and JSON that are whole or not there: written beside and renamed, with a checksum inside.
+
+They are in the safetensors format: a header of JSON, and the bytes of the tensors. Its metadata has the configuration,
+a JSON object as text, and the SHA-256 of everything else in the file. Nothing that is read is executed.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+_KEY = "pyro_realnvp"
+_DIGEST = "sha256"
+
+
+def write_file(path: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
+    """Replaces a file, whole or not at all: an earlier one stays until the new one is on the disk.
+
+    Args:
+        path: of the file; its folder is made.
+        tensors: of any shapes and devices.
+        config: plain JSON values.
+
+    Raises:
+        TypeError: if the configuration has something that JSON does not have.
+        OSError: if the disk is full, say.
+    """
+    whole = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
+    made = safetensors().save(whole, {_KEY: json.dumps(config)})
+    size = int.from_bytes(made[:8], "little")
+    header, data = json.loads(made[8 : 8 + size]), memoryview(made)[8 + size :]
+    header["__metadata__"][_DIGEST] = _digest(header, data)
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of 8
+    replace(path, (len(text).to_bytes(8, "little"), text, data))
+
+
+def read_file(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+    """Reads the tensors of a file, and its configuration; None if it has none, as those of other programs.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is truncated or damaged, or no safetensors file.
+    """
+    library, path = safetensors(), Path(path)
+    from safetensors import SafetensorError
+
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is a folder." if path.is_dir() else f"There is no file {path}.")
+    content = path.read_bytes()
+    try:
+        tensors = library.load(content)
+        size = int.from_bytes(content[:8], "little")
+        header = json.loads(content[8 : 8 + size])
+    except (SafetensorError, ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{path} is truncated or no safetensors file: {error}. A file by torch.save is read by torch.load."
+        ) from error
+    metadata = header.get("__metadata__", {})
+    if _KEY not in metadata:
+        return tensors, None
+    try:
+        config = json.loads(metadata[_KEY])
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{path} has a configuration that is no JSON: {error}.") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} has a configuration that is no JSON object: {metadata[_KEY]:.50}.")
+    found, data = metadata.pop(_DIGEST, None), memoryview(content)[8 + size :]
+    # The files of format 1 had no checksum; no single bit makes a 1 of another format's number.
+    if found != _digest(header, data) and not (found is None and config.get("format") == 1):
+        raise ValueError(f"{path} is damaged: its content does not have the checksum that was written with it.")
+    return tensors, config
+
+
+def replace(path: Path, parts: Iterable[bytes | memoryview]) -> None:
+    """Writes a file beside, flushes it to the disk, and renames it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    try:
+        with part.open("wb") as file:
+            file.writelines(parts)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _digest(header: Mapping[str, Any], data: memoryview) -> str:
+    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+    digest.update(data)
+    return digest.hexdigest()
+
+
+def safetensors() -> Any:
+    """Imports the library, or says how it is installed."""
+    try:
+        import safetensors.torch
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "Files of flows and trainings need safetensors: pip install 'pyro-realnvp[train]'"
+        ) from error
+    return safetensors.torch

@@ -1,0 +1,183 @@
+"""A run of :func:`pyro_realnvp.fit`: its optimizer, its average, and what happens at an interval."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from copy import deepcopy
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..flow import Flow
+from ..image_flow import ImageFlow
+from ..networks.channel_norm import ChannelNorm
+from .average import exponential_average
+from .data import Batch, Rows
+from .history import Course, History
+from .loop import BestState, Progress, Recovery, cosine_schedule, gradient_step, run_steps
+from .resume import Checkpoint, Stateful
+
+
+class MaximumLikelihood:
+    """A run of :func:`fit`: the optimizer, the average, and what happens at an interval."""
+
+    def __init__(
+        self,
+        flow: nn.Module,
+        rows: Rows,
+        held_out: Rows | None,
+        learning_rate: float,
+        weight_decay: float,
+        spread: Tensor | float | None,
+        steps: int | None,
+        ema: float,
+        clip: float,
+        recoveries: int,
+    ) -> None:
+        self.flow, self.held_out = flow, held_out
+        self.unit, self.scale = "nats", 1.0
+        if isinstance(flow, ImageFlow):
+            self.unit, self.scale = "bits/dim", 1 / (flow.event_shape.numel() * math.log(2))
+        flow.train()
+        _initialize(flow, rows.first)
+        self.average = exponential_average(flow, ema) if ema else None
+        self.averaged = flow if self.average is None else self.average.module
+
+        def loss() -> Tensor:
+            x, *context = next(self.batches)
+            return -_log_density(flow, x if spread is None else x + spread * torch.randn_like(x), *context).mean()
+
+        self.batches = rows.batches()
+        matrices = [p for p in flow.parameters() if p.requires_grad and p.dim() > 1]
+        others = [p for p in flow.parameters() if p.requires_grad and p.dim() <= 1]
+        self.optimizer = torch.optim.AdamW(
+            [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}],
+            lr=learning_rate,
+            fused=all(p.device.type in ("cpu", "cuda") for p in (*matrices, *others)),
+        )
+        warmup = 100 if steps is None else min(300, steps // 10)
+        factor = cosine_schedule(steps, warmup=warmup)
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, factor)
+        self.step = gradient_step(flow, loss, self.optimizer, scheduler=self.scheduler, average=self.average, clip=clip)
+        self.progress = Progress()
+        modules = {"flow": flow} if self.average is None else {"flow": flow, "average": self.average}
+        recovery = Recovery(self.optimizer, self.scheduler, times=recoveries, progress=self.progress, **modules)
+        self.recovery = recovery
+        self.parts: dict[str, Stateful] = {
+            **modules,
+            "optimizer": self.optimizer,
+            "scheduler": self.scheduler,
+            "batches": self.batches,
+            "progress": self.progress,
+            "recovery": recovery,
+        }
+
+    def run(
+        self,
+        steps: int | None,
+        interval: int,
+        patience: int,
+        progress: bool,
+        callback: Callable[[Mapping[str, float]], bool | None] | None,
+        checkpoint: Checkpoint | None,
+    ) -> History:
+        best, course = BestState(self.averaged, patience), Course()
+        if checkpoint is not None:
+            checkpoint.track(**self.parts, best=best, course=course)
+        start = perf_counter() - course.seconds
+
+        def on_interval(step: int, loss: float) -> bool:
+            row = {"step": step, "loss": loss, "validation": self.validate()}
+            row |= {"learning_rate": self.optimizer.param_groups[0]["lr"], "seconds": perf_counter() - start}
+            course.rows = [*course.rows, row]
+            if self.held_out is None:
+                best.state = deepcopy(self.averaged.state_dict())  # there is nothing to select by
+            elif best.stop(row["validation"]):
+                course.ended_by = "patience"
+            course.best_step = course.best_step if best.waited else step
+            self.recovery.remember()
+            if callback is not None:
+                with _holding(self.flow, self.averaged):
+                    if callback(dict(row)):
+                        course.ended_by = "callback"
+            return course.ended_by != "steps"
+
+        try:
+            scaled = (lambda: self.step() * self.scale) if self.scale != 1 else self.step
+            run_steps(
+                scaled,
+                steps=steps,
+                interval=interval,
+                on_interval=on_interval,
+                unit=self.unit,
+                start=self.progress,
+                checkpoint=checkpoint,
+                recover=self.recovery,
+                bar=progress,
+            )
+        finally:
+            self.flow.load_state_dict(best.state)
+            self.flow.eval()
+        return History.from_rows(course.rows, unit=self.unit, best_step=course.best_step, ended_by=course.ended_by)
+
+    @torch.no_grad()
+    def validate(self) -> float:
+        """Scores the averaged flow on the held-out rows, with equal noise of dequantization at every call."""
+        if self.held_out is None:
+            return math.nan
+        mode, total, count = self.averaged.training, 0.0, 0
+        self.averaged.eval()
+        with seeded(0, self.held_out.device):
+            for x, *context in self.held_out.once():
+                total -= float(_log_density(self.averaged, x, *context).double().sum())
+                count += len(x)
+        self.averaged.train(mode)
+        return total / count * self.scale
+
+
+def _log_density(flow: nn.Module, x: Tensor, *context: Tensor) -> Tensor:
+    log_density: Tensor = flow(x, *context)
+    if log_density.shape != x.shape[:1]:
+        raise ValueError(
+            f"fit needs log-densities of shape ({len(x)},), but {type(flow).__name__} returned "
+            f"{tuple(log_density.shape)}; transforms alone are no density, Flow(base, transforms) is one."
+        )
+    return log_density
+
+
+def _initialize(flow: nn.Module, batch: Batch) -> None:
+    """Initialises ActNorm layers from the first batch."""
+    if isinstance(flow, Flow | ImageFlow):
+        flow.initialize(*batch)
+    elif any(isinstance(module, ChannelNorm) and not module.is_fixed for module in flow.modules()):
+        with torch.no_grad():
+            flow(*batch)
+
+
+@contextmanager
+def _holding(flow: nn.Module, averaged: nn.Module) -> Iterator[None]:
+    """Lets the flow hold the averaged state in evaluation mode, inside a ``with`` block."""
+    mode, own = flow.training, deepcopy(flow.state_dict())
+    flow.load_state_dict(averaged.state_dict())
+    flow.eval()
+    try:
+        yield
+    finally:
+        flow.load_state_dict(own)
+        flow.train(mode)
+
+
+def seeded(seed: int | None, device: torch.device) -> AbstractContextManager[Any]:
+    """Seeds the random numbers inside a ``with`` block and restores their state behind it; nothing without a seed."""
+    if seed is None:
+        return nullcontext()
+
+    @contextmanager
+    def fork() -> Iterator[None]:
+        with torch.random.fork_rng([] if device.type == "cpu" else [device]):
+            torch.manual_seed(seed)
+            yield
+
+    return fork()
