@@ -228,8 +228,8 @@ class InvertibleConv1x1(Reversible):
             weight, log_det = self.matrix()
             inverse, info = torch.linalg.inv_ex(weight.double())
             if values_are_known(y):
-                condition = _condition(weight, inverse)
-                if bool((info != 0) | ~(condition * torch.finfo(weight.dtype).eps < 0.1)):
+                condition = torch.where(info == 0, _condition(weight, inverse), math.inf)
+                if bool(~(condition * torch.finfo(weight.dtype).eps < 0.1)):
                     raise ValueError(
                         f"InvertibleConv1x1 has a singular matrix W of {len(weight)} channels, for {weight.dtype}: its "
                         f"condition number is {float(condition):.0e}."

@@ -6,16 +6,19 @@ Nothing here knows a data set or a model. :func:`~pyro_realnvp.fit` is made of t
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
 
+from ..flow import Flow
+from ..image_flow import ImageFlow
+from .diagnosis import Diagnosis, diagnose
 from .resume import Checkpoint, Stateful
 
 
@@ -27,6 +30,8 @@ class DivergedError(RuntimeError):
         step: number of the step, if it is known.
         learning_rate: of that step, if it is known.
         remedies: sentences that end the message.
+        diagnosis: of the flow on the batch whose loss was not finite, if :meth:`diagnose` was called; it prints as a
+            table of the layers.
     """
 
     def __init__(self, cause: str, *, learning_rate: float | None = None) -> None:
@@ -34,6 +39,18 @@ class DivergedError(RuntimeError):
         self.cause, self.learning_rate = cause, learning_rate
         self.step: int | None = None
         self.remedies = ["A smaller learning rate may help."]
+        self.diagnosis: Diagnosis | None = None
+
+    def diagnose(self, flow: nn.Module, *batch: Tensor) -> None:
+        """Diagnoses a flow on the batch whose loss was not finite, and begins the remedies with the first findings.
+
+        It does nothing for any other Module, nor in one of several processes, where layers may wait for the others.
+        """
+        alone = not distributed.is_initialized() or distributed.get_world_size() == 1
+        if alone and isinstance(flow, Flow | ImageFlow):
+            with suppress(Exception):  # of a batch that does not fit, say: it must not hide this error
+                self.diagnosis = diagnose(flow, *batch)
+                self.remedies = [*self.diagnosis.findings[:2], *self.remedies]
 
     def __str__(self) -> str:
         step = "" if self.step is None else f" at about step {self.step}"

@@ -62,7 +62,11 @@ def tensors_not_finite(flow: nn.Module) -> Iterator[str]:
             found.append(
                 f"The {kind} {key} is not finite: {int(bad.sum())} of its {bad.numel()} values, the first {value}."
             )
-    yield from _few(found, "parameters and buffers are not finite")
+    what = "parameters and buffers are not finite"
+    finite = [bool(parameter.detach().isfinite().all()) for parameter in flow.parameters()]
+    if finite and not any(finite):
+        what += ", as after a step along a gradient that was not finite: an earlier state shows where that came from"
+    yield from _few(found, what)
 
 
 def unstandardised_columns(walk: Walk) -> Iterator[str]:
