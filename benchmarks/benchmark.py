@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import csv
 import math
+import sys
 import weakref
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -42,6 +43,10 @@ from tqdm import tqdm
 
 from contestants import Contestant, networks_alone
 from workloads import BARE, KINDS, NETWORKS, Workload, workloads
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "examples"))  # its options are checked as theirs
+
+from shared.option_types import COUNT, SEED, out_folder, whole
 
 TRAINING = ("forward + backward", "training step")  # the other kinds are timed in evaluation mode
 SAVED, PARAMETERS = "saved", "parameters"
@@ -271,13 +276,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Measures how fast the flows are, beside their networks alone and other libraries."
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the data and the weights (default: %(default)s)")
+    parser.add_argument("--seed", type=SEED, default=0, help="of the data and the weights (default: %(default)s)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("runs/benchmark"), help="folder (default: %(default)s)")
+    parser.add_argument("--out", type=out_folder, default="runs/benchmark", help="folder (default: %(default)s)")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these workloads, these contestants")
-    parser.add_argument("--rounds", type=int, default=11, help="timed, after the warm-up (default: %(default)s)")
-    parser.add_argument("--warmup", type=int, default=3, help="rounds before them (default: %(default)s)")
-    parser.add_argument("--threads", type=int, help="of the processor (default: as torch chooses)")
+    parser.add_argument("--rounds", type=COUNT, default=11, help="timed, after the warm-up (default: %(default)s)")
+    parser.add_argument("--warmup", type=whole(0), default=3, help="rounds before them (default: %(default)s)")
+    parser.add_argument("--threads", type=COUNT, help="of the processor (default: as torch chooses)")
     sizes = parser.add_mutually_exclusive_group()
     for size, meaning in SIZES.items():
         sizes.add_argument(f"--{size}", dest="size", action="store_const", const=size, default="default", help=meaning)
@@ -287,8 +292,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options.contestants = contestants & {*options.only}
     for unknown in set(options.only) - contestants - options.workloads.keys():
         parser.error(f"--only knows {', '.join([*options.workloads, *sorted(contestants)])}, but got {unknown}.")
-    if options.rounds < 1:
-        parser.error(f"--rounds must be at least 1, but got {options.rounds}.")
     if options.device == "auto":
         options.device = "cuda" if torch.cuda.is_available() else "cpu"
     try:

@@ -21,8 +21,10 @@ from torch import Tensor
 
 from pyro_realnvp import ImageFlow, fit, save
 
+from shared.image_checks import check_hidden
 from shared.image_data import DATA, load_labelled_digits
 from shared.image_models import MODELS, build, training_of
+from shared.option_types import COUNT
 from shared.options import Config, add_options, resolve_device, set_seed
 from shared.pictures import save_grids
 from shared.run import Run, open_run
@@ -115,10 +117,11 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser, out="runs/conditional", steps=None)
     parser.add_argument("--flow", choices=["realnvp", "glow", "flowpp"], default="realnvp", help="(default: realnvp)")
-    parser.add_argument("--epochs", type=int, help="(default: that of the recipe)")
-    parser.add_argument("--draws", type=int, default=10, help="dequantizations a test image (default: %(default)s)")
-    parser.add_argument("--hidden", type=int, help="feature maps of the networks")
+    parser.add_argument("--epochs", type=COUNT, help="(default: that of the recipe)")
+    parser.add_argument("--draws", type=COUNT, default=10, help="dequantizations a test image (default: %(default)s)")
+    parser.add_argument("--hidden", type=COUNT, help="feature maps of the networks")
     args = parser.parse_args(argv)
+    check_hidden(parser, args.flow, args.hidden)
     model = {**MODELS[args.flow]["digits"], **({} if args.hidden is None else {"hidden": args.hidden})}
     model.pop("dequantization", None)  # uniform, so that every class is judged with the same noise
     config = {

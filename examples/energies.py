@@ -54,7 +54,8 @@ from pyro_realnvp.training.average import exponential_average
 from pyro_realnvp.training.loop import Progress, Recovery, cosine_schedule, gradient_step, run_steps
 
 from shared.metrics import Metrics
-from shared.options import add_options, fail, resolve_device, set_seed
+from shared.option_types import COUNT, RATE, SHARE, real
+from shared.options import add_options, resolve_device, set_seed
 from shared.pictures import save_figure
 from shared.run import Run, open_run
 
@@ -316,20 +317,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="A RealNVP fitted by reverse KL to the energies of Rezende, Mohamed.")
     add_options(parser, out="runs/energies", steps=2500)
     parser.add_argument("--energy", nargs="+", choices=ENERGIES, default=list(ENERGIES), help="(default: all)")
-    parser.add_argument("--anneal", type=float, default=0.7, help="part of the steps with beta < 1 (default: 0.7)")
-    parser.add_argument("--start", type=float, default=0.01, help="beta of the first step (default: %(default)s)")
+    parser.add_argument("--anneal", type=SHARE, default=0.7, help="part of the steps with beta < 1 (default: 0.7)")
+    parser.add_argument(
+        "--start", type=real(above=0, at_most=1), default=0.01, help="beta of the first step (default: %(default)s)"
+    )
     parser.add_argument("--compare", action="store_true", help="fit without annealing too, and draw both")
-    parser.add_argument("--couplings", type=int, default=8, help="(default: %(default)s)")
-    parser.add_argument("--hidden", type=int, nargs="+", default=[64, 64], help="widths (default: %(default)s)")
-    parser.add_argument("--batch", type=int, default=512, help="samples a step (default: %(default)s)")
-    parser.add_argument("--lr", type=float, default=2e-3, help="highest learning rate (default: %(default)s)")
-    parser.add_argument("--ema", type=float, default=0.995, help="decay of the averaged weights (default: %(default)s)")
-    parser.add_argument("--interval", type=int, default=100, help="steps between metrics (default: %(default)s)")
+    parser.add_argument("--couplings", type=COUNT, default=8, help="(default: %(default)s)")
+    parser.add_argument("--hidden", type=COUNT, nargs="+", default=[64, 64], help="widths (default: %(default)s)")
+    parser.add_argument("--batch", type=COUNT, default=512, help="samples a step (default: %(default)s)")
+    parser.add_argument("--lr", type=RATE, default=2e-3, help="highest learning rate (default: %(default)s)")
+    parser.add_argument("--ema", type=SHARE, default=0.995, help="decay of the averaged weights (default: %(default)s)")
+    parser.add_argument("--interval", type=COUNT, default=100, help="steps between metrics (default: %(default)s)")
     options = parser.parse_args(arguments)
-    if not 0 <= options.anneal < 1:
-        fail(f"--anneal must be at least 0 and less than 1, but got {options.anneal}.")
-    if not 0 < options.start <= 1:
-        fail(f"--start must be greater than 0 and at most 1, but got {options.start}.")
 
     device = resolve_device(options.device)
     runs = {"annealed" if options.anneal else "not_annealed": options.anneal}

@@ -58,7 +58,8 @@ from pyro_realnvp import MLP, AutoRealNVP, Checkpoint, IndependenceMH, NeuTra, i
 from pyro_realnvp.training.loop import Progress, Recovery, cosine_schedule, gradient_step, run_steps
 
 from shared.metrics import Metrics
-from shared.options import add_options, fail, set_seed
+from shared.option_types import COUNT, RATE, real, whole
+from shared.options import add_options, set_seed
 from shared.pictures import save_figure
 from shared.run import Run, open_run
 
@@ -197,7 +198,7 @@ def run_nuts(model: Model, options: argparse.Namespace, run: Run, name: str) -> 
 
 def run_chain(model: Model, options: argparse.Namespace, chain: int) -> dict[str, Any]:
     """Runs one chain of NUTS from its own seed."""
-    pyro.set_rng_seed(1000 * options.seed + chain)
+    set_seed(1000 * options.seed + chain)
     # A compiled potential takes a third of the time.
     initial, potential, transforms, _ = initialize_model(model, jit_compile=True, skip_jit_warnings=True)
     counted = Counted(potential)
@@ -218,7 +219,7 @@ def run_independence(model: Model, guide: Model, options: argparse.Namespace) ->
     """Draws ten times the samples, as none needs a gradient, and computes the acceptance rate."""
     runs, rates = [], []
     for chain in range(options.chains):
-        pyro.set_rng_seed(1000 * options.seed + chain)
+        set_seed(1000 * options.seed + chain)
         kernel = IndependenceMH(model, guide, parallel=True, batch_size=10 * options.samples)
         mcmc = MCMC(kernel, 10 * options.samples, options.warmup, disable_progbar=True)
         mcmc.run()
@@ -358,21 +359,20 @@ def panel(axis: Axes, target: Target, values: np.ndarray) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="NUTS through a trained flow, and independence moves.")
     add_options(parser, out="runs/neutra", steps=1500)
-    parser.add_argument("--targets", nargs="+", default=list(TARGETS), help="(default: %(default)s)")
-    parser.add_argument("--samples", type=int, default=300, help="of each chain (default: %(default)s)")
-    parser.add_argument("--warmup", type=int, default=200, help="of each chain (default: %(default)s)")
-    parser.add_argument("--chains", type=int, default=4, help="(default: %(default)s)")
-    parser.add_argument("--accept", type=float, default=0.9, help="NUTS adapts to it (default: %(default)s)")
-    parser.add_argument("--particles", type=int, default=512, help="draws a step (default: %(default)s)")
-    parser.add_argument("--couplings", type=int, default=8, help="(default: %(default)s)")
-    parser.add_argument("--hidden", type=int, nargs="+", default=[64, 64], help="widths (default: %(default)s)")
-    parser.add_argument("--lr", type=float, default=3e-3, help="highest learning rate (default: %(default)s)")
+    parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS), help="(default: %(default)s)")
+    parser.add_argument("--samples", type=whole(4), default=300, help="of each chain (default: %(default)s)")
+    parser.add_argument("--warmup", type=COUNT, default=200, help="of each chain (default: %(default)s)")
+    parser.add_argument("--chains", type=COUNT, default=4, help="(default: %(default)s)")
+    parser.add_argument(
+        "--accept", type=real(above=0, below=1), default=0.9, help="NUTS adapts to it (default: %(default)s)"
+    )
+    parser.add_argument("--particles", type=COUNT, default=512, help="draws a step (default: %(default)s)")
+    parser.add_argument("--couplings", type=COUNT, default=8, help="(default: %(default)s)")
+    parser.add_argument("--hidden", type=COUNT, nargs="+", default=[64, 64], help="widths (default: %(default)s)")
+    parser.add_argument("--lr", type=RATE, default=3e-3, help="highest learning rate (default: %(default)s)")
     options = parser.parse_args(arguments)
-    for name in options.targets:
-        if name not in TARGETS:
-            fail(f"--targets are among {', '.join(TARGETS)}, but got {name}.")
     if options.device not in ("auto", "cpu"):
-        fail(f"NUTS on models this small belongs on the CPU, but got --device {options.device}.")
+        parser.error(f"argument --device: NUTS on models this small belongs on the CPU, but got {options.device}")
 
     set_seed(options.seed)
     stages = [stage for name in options.targets for stage in stages_of(name, options)]

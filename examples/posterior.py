@@ -41,7 +41,7 @@ from pyro_realnvp import AutoRealNVP, Checkpoint, FiniteELBO, importance_sample
 from pyro_realnvp.training.loop import DivergedError
 
 from shared.metrics import Metrics
-from shared.options import add_options, fail, set_seed
+from shared.options import add_options, set_seed
 from shared.pictures import save_figure
 from shared.posteriordb import POSTERIORS, Draws, Posterior, errors, load
 from shared.pyro_state import OptimizerState
@@ -153,7 +153,9 @@ def draw(path: Path, posterior: Posterior, losses: Sequence[float], draws: Draws
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser, out="runs/posterior", steps=3000)
-    parser.add_argument("--posterior", default=next(iter(POSTERIORS)), help="its name (default: %(default)s)")
+    parser.add_argument(
+        "--posterior", choices=POSTERIORS, default=next(iter(POSTERIORS)), help="(default: %(default)s)"
+    )
     parser.add_argument("--root", type=Path, help="folder of posteriordb")
     others = list(GUIDES)[1:]
     parser.add_argument(
@@ -164,10 +166,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help=f"train these too, for the same time: {others}",
     )
     options = parser.parse_args(arguments)
-    if options.steps < 1:
-        fail(f"--steps must be at least 1, but got {options.steps}.")
     if options.device not in ("auto", "cpu"):
-        fail(f"These posteriors are small and run on the CPU, but got --device {options.device}.")
+        parser.error(f"argument --device: these posteriors are small and run on the CPU, but got {options.device}")
     logging.getLogger("pyro").setLevel(logging.WARNING)
     set_seed(options.seed)
     posterior = load(options.posterior, options.root)

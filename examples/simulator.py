@@ -53,7 +53,8 @@ from pyro_realnvp import MLP, Chain, EmbedContext, Flow, StandardLogistic, realn
 
 from shared.checkpoints import load_flow
 from shared.density_training import fit_density
-from shared.options import Config, add_options, fail, resolve_device, set_seed
+from shared.option_types import COUNT, RATE, SHARE, TEN_OR_NONE, checkpoint
+from shared.options import Config, add_options, resolve_device, set_seed
 from shared.pictures import save_figure
 from shared.run import Run, open_run
 
@@ -286,26 +287,33 @@ def draw(flow: Flow, ranks: Tensor, draws: int, path: Path, device: torch.device
     save_figure(path, figure)
 
 
+def ranked_draws(text: str) -> int:
+    """Returns a number of draws whose ranks fill the bins of the histograms equally: the type of ``--draws``."""
+    if ((count := COUNT(text)) + 1) % BINS:
+        raise argparse.ArgumentTypeError(f"must be one less than a multiple of {BINS}, but got {count}")
+    return count
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Neural posterior estimation of the two moons simulator.")
     add_options(parser, out="runs/simulator", steps=8000)
-    parser.add_argument("--simulations", type=int, default=0, help="train on this many; 0: fresh ones always")
-    parser.add_argument("--sample", type=Path, metavar="CHECKPOINT", help="test and draw this model, without training")
-    parser.add_argument("--couplings", type=int, default=8, help="(default: %(default)s)")
-    parser.add_argument("--hidden", type=int, nargs="+", default=[128, 128], help="widths (default: %(default)s)")
-    parser.add_argument("--batch", type=int, default=256, help="pairs a step (default: %(default)s)")
-    parser.add_argument("--lr", type=float, default=1e-2, help="highest learning rate (default: %(default)s)")
-    parser.add_argument("--ema", type=float, default=0.995, help="decay of the averaged weights (default: %(default)s)")
-    parser.add_argument("--interval", type=int, default=100, help="steps between metrics (default: %(default)s)")
-    parser.add_argument("--patience", type=int, default=10, help="intervals without improvement (default: %(default)s)")
-    parser.add_argument("--calibration", type=int, default=2000, help="pairs for calibration (default: %(default)s)")
-    parser.add_argument("--draws", type=int, default=199, help="samples for a rank (default: %(default)s)")
-    parser.add_argument("--c2st", type=int, default=2000, help="samples for the classifier (default: %(default)s)")
+    parser.add_argument("--simulations", type=TEN_OR_NONE, default=0, help="train on this many; 0: fresh ones always")
+    parser.add_argument(
+        "--sample", type=checkpoint, metavar="CHECKPOINT", help="test and draw this model, without training"
+    )
+    parser.add_argument("--couplings", type=COUNT, default=8, help="(default: %(default)s)")
+    parser.add_argument("--hidden", type=COUNT, nargs="+", default=[128, 128], help="widths (default: %(default)s)")
+    parser.add_argument("--batch", type=COUNT, default=256, help="pairs a step (default: %(default)s)")
+    parser.add_argument("--lr", type=RATE, default=1e-2, help="highest learning rate (default: %(default)s)")
+    parser.add_argument("--ema", type=SHARE, default=0.995, help="decay of the averaged weights (default: %(default)s)")
+    parser.add_argument("--interval", type=COUNT, default=100, help="steps between metrics (default: %(default)s)")
+    parser.add_argument("--patience", type=COUNT, default=10, help="intervals without progress (default: %(default)s)")
+    parser.add_argument("--calibration", type=COUNT, default=2000, help="pairs for calibration (default: %(default)s)")
+    parser.add_argument("--draws", type=ranked_draws, default=199, help="samples for a rank (default: %(default)s)")
+    parser.add_argument(
+        "--c2st", type=TEN_OR_NONE, default=2000, help="for the classifier, or 0 (default: %(default)s)"
+    )
     options = parser.parse_args(arguments)
-    if options.simulations < 0 or 0 < options.simulations < 10:
-        fail(f"--simulations must be 0 for fresh ones, or at least 10, but got {options.simulations}.")
-    if options.draws < 1 or (options.draws + 1) % BINS:
-        fail(f"--draws must be one less than a multiple of {BINS}, but got {options.draws}.")
 
     device = resolve_device(options.device)
     set_seed(options.seed)

@@ -34,7 +34,8 @@ from pyro_realnvp import MLP, Flow, StandardNormal, realnvp_transforms, save
 
 from shared.checkpoints import load_flow
 from shared.density_training import fit_density
-from shared.options import Config, add_options, fail, resolve_device, set_seed
+from shared.option_types import COUNT, RATE, SHARE, TEN_OR_NONE, checkpoint
+from shared.options import Config, add_options, resolve_device, set_seed
 from shared.pictures import save_figure
 from shared.run import Run, open_run
 
@@ -170,19 +171,21 @@ def scatter(axis: Axes, title: str, points: Tensor, color: str | np.ndarray) -> 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Learns the density of two moons, with affine couplings only.")
     add_options(parser, out="runs/two_moons", steps=5000)
-    parser.add_argument("--points", type=int, default=0, help="train on this many fixed points; 0: fresh ones always")
-    parser.add_argument("--sample", type=Path, metavar="CHECKPOINT", help="test and draw this model, without training")
-    parser.add_argument("--couplings", type=int, default=16, help="(default: %(default)s)")
-    parser.add_argument("--hidden", type=int, nargs="+", default=[64, 64], help="widths (default: %(default)s)")
-    parser.add_argument("--batch", type=int, default=512, help="points a step (default: %(default)s)")
-    parser.add_argument("--lr", type=float, default=3e-3, help="highest learning rate (default: %(default)s)")
-    parser.add_argument("--ema", type=float, default=0.995, help="decay of the averaged weights (default: %(default)s)")
-    parser.add_argument("--jitter", type=float, default=0.02, help="noise on fixed points (default: %(default)s)")
-    parser.add_argument("--interval", type=int, default=100, help="steps between metrics (default: %(default)s)")
-    parser.add_argument("--patience", type=int, default=10, help="intervals without improvement (default: %(default)s)")
+    parser.add_argument(
+        "--points", type=TEN_OR_NONE, default=0, help="train on this many fixed points; 0: fresh ones always"
+    )
+    parser.add_argument(
+        "--sample", type=checkpoint, metavar="CHECKPOINT", help="test and draw this model, without training"
+    )
+    parser.add_argument("--couplings", type=COUNT, default=16, help="(default: %(default)s)")
+    parser.add_argument("--hidden", type=COUNT, nargs="+", default=[64, 64], help="widths (default: %(default)s)")
+    parser.add_argument("--batch", type=COUNT, default=512, help="points a step (default: %(default)s)")
+    parser.add_argument("--lr", type=RATE, default=3e-3, help="highest learning rate (default: %(default)s)")
+    parser.add_argument("--ema", type=SHARE, default=0.995, help="decay of the averaged weights (default: %(default)s)")
+    parser.add_argument("--jitter", type=RATE, default=0.02, help="noise on fixed points (default: %(default)s)")
+    parser.add_argument("--interval", type=COUNT, default=100, help="steps between metrics (default: %(default)s)")
+    parser.add_argument("--patience", type=COUNT, default=10, help="intervals without progress (default: %(default)s)")
     options = parser.parse_args(arguments)
-    if options.points < 0 or 0 < options.points < 10:
-        fail(f"--points must be 0 for fresh points, or at least 10, but got {options.points}.")
 
     device = resolve_device(options.device)
     set_seed(options.seed)

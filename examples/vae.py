@@ -64,6 +64,7 @@ from pyro_realnvp.training.loop import (
 
 from shared.checkpoints import load_flow
 from shared.image_data import describe_data, load_images
+from shared.option_types import COUNT, LIMIT, RATE, SHARE, whole
 from shared.options import Config, add_options, resolve_device, set_seed
 from shared.pictures import image_grid, save_figure
 from shared.run import Run, open_run
@@ -241,22 +242,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", choices=("digits", "mnist", "fashion-mnist"), default="digits")
     parser.add_argument("--root", type=Path, default=Path("data"), help="folder of MNIST (default: %(default)s)")
     parser.add_argument("--download", action="store_true", help="fetch the data if they are not there")
-    parser.add_argument("--latent", type=int, default=32, help="dimensions of z (default: %(default)s)")
-    parser.add_argument("--hidden", type=int, default=256, help="width of the encoder (default: %(default)s)")
-    parser.add_argument("--decoder", type=int, nargs="*", default=[], help="widths of the decoder (default: none)")
-    parser.add_argument("--couplings", type=int, default=6, help="of each flow (default: %(default)s)")
-    parser.add_argument("--width", type=int, nargs="+", default=[64, 64], help="of their networks")
-    parser.add_argument("--dropout", type=float, default=0.1, help="(default: %(default)s)")
-    parser.add_argument("--batch", type=int, default=128, help="images a step (default: %(default)s)")
-    parser.add_argument("--lr", type=float, default=2e-3, help="highest learning rate (default: %(default)s)")
-    parser.add_argument("--flow-lr", type=float, default=0.3, help="times that for the flows (default: %(default)s)")
-    parser.add_argument("--decay", type=float, default=0.0, help="weight decay (default: %(default)s)")
-    parser.add_argument("--flow-decay", type=float, default=0.1, help="of the flows (default: %(default)s)")
-    parser.add_argument("--max-norm", type=float, default=50.0, help="gradients are clipped (default: %(default)s)")
-    parser.add_argument("--ema", type=float, default=0.995, help="decay of the averaged weights (default: %(default)s)")
-    parser.add_argument("--interval", type=int, default=100, help="steps between metrics (default: %(default)s)")
-    parser.add_argument("--patience", type=int, default=10, help="intervals without improvement (default: %(default)s)")
-    parser.add_argument("--draws", type=int, default=100, help="samples of the bounds (default: %(default)s)")
+    parser.add_argument("--latent", type=whole(2), default=32, help="dimensions of z (default: %(default)s)")
+    parser.add_argument("--hidden", type=COUNT, default=256, help="width of the encoder (default: %(default)s)")
+    parser.add_argument("--decoder", type=COUNT, nargs="*", default=[], help="widths of the decoder (default: none)")
+    parser.add_argument("--couplings", type=COUNT, default=6, help="of each flow (default: %(default)s)")
+    parser.add_argument("--width", type=COUNT, nargs="+", default=[64, 64], help="of their networks")
+    parser.add_argument("--dropout", type=SHARE, default=0.1, help="(default: %(default)s)")
+    parser.add_argument("--batch", type=COUNT, default=128, help="images a step (default: %(default)s)")
+    parser.add_argument("--lr", type=RATE, default=2e-3, help="highest learning rate (default: %(default)s)")
+    parser.add_argument("--flow-lr", type=RATE, default=0.3, help="times that for the flows (default: %(default)s)")
+    parser.add_argument("--decay", type=RATE, default=0.0, help="weight decay (default: %(default)s)")
+    parser.add_argument("--flow-decay", type=RATE, default=0.1, help="of the flows (default: %(default)s)")
+    parser.add_argument("--max-norm", type=LIMIT, default=50.0, help="gradients are clipped (default: %(default)s)")
+    parser.add_argument("--ema", type=SHARE, default=0.995, help="decay of the averaged weights (default: %(default)s)")
+    parser.add_argument("--interval", type=COUNT, default=100, help="steps between metrics (default: %(default)s)")
+    parser.add_argument("--patience", type=COUNT, default=10, help="intervals without progress (default: %(default)s)")
+    parser.add_argument("--draws", type=COUNT, default=100, help="samples of the bounds (default: %(default)s)")
     options = parser.parse_args(arguments)
 
     device = resolve_device(options.device)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from argparse import ArgumentTypeError
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +34,14 @@ DATA = {
 FOLDER = "folder:"  # then a path
 
 
+def data_name(text: str) -> str:
+    """Returns the name of a data set, or of a folder of images: the type of the option ``--data``."""
+    if not text.startswith(FOLDER) and text not in DATA:
+        raise ArgumentTypeError(f"must be one of {', '.join(DATA)} or {FOLDER}PATH, but got {text}")
+    return text
+
+
+@cache  # the files of a large folder are read once
 def describe_data(name: str, size: int | None = None) -> ImageData:
     """Returns shape and levels of a data set without reading its pixels.
 
@@ -40,8 +50,6 @@ def describe_data(name: str, size: int | None = None) -> ImageData:
     if name.startswith(FOLDER):
         height, width = _size_of_files(_files(name)) if size is None else (size, size)
         return ImageData((3, height, width), 256)
-    if name not in DATA:
-        fail(f"--data is one of {', '.join(DATA)} or {FOLDER}PATH, but got {name}.")
     return DATA[name]
 
 

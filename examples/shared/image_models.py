@@ -29,7 +29,8 @@ from pyro_realnvp import (
 )
 
 from shared.image_data import FOLDER, describe_data
-from shared.options import Config, fail
+from shared.option_types import COUNT, SHARE, real
+from shared.options import Config
 
 ALPHA = 0.05  # of the logit in the RealNVP paper; at 17 levels a smaller one is better by 0.05 bits/dim
 # What belongs to a model: enough to rebuild it. What the command line does not set comes from here. For CIFAR-10 these
@@ -77,35 +78,29 @@ TRAINING: dict[str, Config] = {
 for _name in ("svhn", "celeba", "folder"):
     TRAINING[_name] = TRAINING["cifar10"]
 OPTIONS = {  # of a model, on the command line
-    "scales": int,
-    "levels": int,
-    "steps": int,
-    "components": int,
-    "hidden": int,
-    "blocks": int,
-    "dropout": float,
-    "alpha": float,
+    "scales": COUNT,
+    "levels": COUNT,
+    "steps": COUNT,
+    "components": COUNT,
+    "hidden": COUNT,
+    "blocks": COUNT,
+    "dropout": SHARE,
+    "alpha": real(at_least=0, below=0.5),  # at 1/2, the logit would map every pixel to 0
 }
 
 
 def configuration(args: argparse.Namespace) -> Config:
-    """Merges the sizes of this flow for this data with those of the command line."""
+    """Merges the sizes of this flow for this data with those of the command line, which parse has checked."""
     data = describe_data(args.data, args.size)
     model = {"alpha": ALPHA, **MODELS[args.flow][recipe_of(args.data)]}
     for name in OPTIONS:
         value = getattr(args, f"model_{name}")
-        if value is not None and name not in model:
-            fail(f"--{name} does not apply to --flow {args.flow}.")
         model[name] = model.get(name) if value is None else value
     if args.couplings is not None:
-        if "couplings" not in model:
-            fail(f"--couplings does not apply to --flow {args.flow}.")
         model["couplings"] = args.couplings if isinstance(model["couplings"], list) else args.couplings[0]
-    if args.uniform and model.pop("dequantization", None) is None:
-        fail(f"--flow {args.flow} has uniform dequantization anyway.")
+    if args.uniform:
+        del model["dequantization"]
     if args.packed:
-        if args.flow != "realnvp":
-            fail(f"--packed does not apply to --flow {args.flow}.")
         model["packed"] = True
     model = {name: value for name, value in model.items() if value is not None}
     image_shape = data.image_shape

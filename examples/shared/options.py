@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any, NoReturn
 
 import pyro
 import torch
+
+from shared.option_types import COUNT, LARGEST_SEED, SEED, out_folder
 
 Config = dict[str, Any]
 ON_NAN_HELP = "end, or go on from the last good state with half the rate, three times at most (default: %(default)s)"
@@ -20,10 +21,11 @@ def fail(message: str) -> NoReturn:
 
 def add_options(parser: argparse.ArgumentParser, *, out: str, steps: int | None) -> None:
     """Adds the options that every script has."""
-    parser.add_argument("--seed", type=int, default=0, help="seed of all random numbers (default: %(default)s)")
+    parser.add_argument("--seed", type=SEED, default=0, help="seed of all random numbers (default: %(default)s)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=steps, help="gradient steps (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path(out), help="folder of the results (default: %(default)s)")
+    parser.add_argument("--steps", type=COUNT, default=steps, help="gradient steps (default: %(default)s)")
+    # The default is text, which argparse passes through the type too.
+    parser.add_argument("--out", type=out_folder, default=out, help="folder of the results (default: %(default)s)")
     parser.add_argument("--fresh", action="store_true", help="begin anew, where an earlier run was stopped or finished")
     parser.add_argument("--on-nan", choices=("stop", "skip"), default="stop", help=ON_NAN_HELP)
 
@@ -39,5 +41,5 @@ def resolve_device(name: str) -> torch.device:
 
 
 def set_seed(seed: int) -> None:
-    """Seeds Python, NumPy and torch on every device."""
-    pyro.set_rng_seed(seed)
+    """Seeds Python, NumPy and torch on every device; a seed that was made of another one may be too large for NumPy."""
+    pyro.set_rng_seed(seed % (LARGEST_SEED + 1))

@@ -270,7 +270,6 @@ def test_the_sizes(size: str) -> None:
     ("options", "message"),
     [
         (["--only", "warp"], r"--only knows vector-2, .* but got warp"),
-        (["--rounds", "0"], "--rounds must be at least 1, but got 0"),
         (["--device", "warp"], "--device warp cannot be used here"),
         (["--full"], "not allowed with argument --tiny"),
     ],

@@ -217,11 +217,7 @@ def test_the_seed_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert losses[0] == losses[1] != losses[2]
 
 
-def test_bad_options(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="--anneal must be at least 0 and less than 1, but got 1"):
-        energies.main([*TINY, "--anneal", "1", "--out", str(tmp_path)])
-    with pytest.raises(SystemExit, match="--start must be greater than 0 and at most 1, but got 0"):
-        energies.main([*TINY, "--start", "0", "--out", str(tmp_path)])
+def test_a_diverged_training_ends_with_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="The loss became"):
         energies.main([*TINY, "--steps", "40", "--lr", "1e30", "--out", str(tmp_path)])
 

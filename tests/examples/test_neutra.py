@@ -103,13 +103,6 @@ def test_smallest_effective_sample_size_is_that_of_the_worst_coordinate() -> Non
     assert chains.min_bulk_ess < 100 < 500 < alone.min_bulk_ess < 1100
 
 
-def test_bad_options(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="--targets are among funnel, banana, bimodal, but got bananna"):
-        neutra.main([*TINY, "--targets", "bananna", "--out", str(tmp_path)])
-    with pytest.raises(SystemExit, match="belongs on the CPU, but got --device warp"):
-        neutra.main([*TINY, "--device", "warp", "--out", str(tmp_path)])
-
-
 def test_a_guide_finds_its_start_where_the_density_has_no_mode() -> None:
     """The funnel rises without bound into its neck, until numbers overflow and the model can no longer be run."""
     guide = neutra.AutoRealNVP(neutra.funnel)

@@ -156,15 +156,6 @@ def test_options_come_before_the_recipe() -> None:
     assert configuration(args)["hidden"] == 4
 
 
-def test_what_does_not_fit_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="--recipe cifar10 is for --flow realnvp, glow, flowpp, but got nice"):
-        images.main(["--recipe", "cifar10", "--flow", "nice"])
-    with pytest.raises(SystemExit, match="--minutes must be positive, but got 0"):
-        images.main(["--minutes", "0"])
-    with pytest.raises(SystemExit, match="--weight-decay applies to --objective mle alone"):
-        images.main(["--objective", "svi", "--weight-decay", "1e-4", "--out", str(tmp_path)])
-
-
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # of Dynamo
 @pytest.mark.parametrize("flow", ["realnvp", "glow", "flowpp"])

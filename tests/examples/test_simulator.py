@@ -68,12 +68,6 @@ def test_given_simulations_stop_early(tmp_path: Path, monkeypatch: pytest.Monkey
     assert last["c2st"] == []
 
 
-def test_bad_options(tmp_path: Path) -> None:
-    for options, message in ((["--simulations", "3"], "--simulations"), (["--draws", "18"], "--draws.*20.*18")):
-        with pytest.raises(SystemExit, match=message):
-            simulator.main([*TINY, *options, "--out", str(tmp_path)])
-
-
 # -------------------------------------------------------------------------------------------- the true posterior
 
 
