@@ -117,10 +117,12 @@ def diagnose(flow: Flow | ImageFlow, x: Tensor, context: Tensor | None = None) -
         A :class:`Diagnosis`, also of a flow whose values are all NaN.
 
     Raises:
-        ValueError: if the flow is neither, or x or the context has the wrong shape or type, or no values.
+        ValueError: if the flow is neither, or x or the context has the wrong shape or type, or one of them no values.
     """
     if not isinstance(flow, Flow | ImageFlow):
         raise ValueError(f"diagnose needs a Flow or an ImageFlow, but got {type(flow).__name__}.")
+    if any(tensor.is_meta for tensor in (*flow.parameters(), *flow.buffers())):
+        raise ValueError("diagnose needs a flow with values, but got one on the meta device.")
     with _untouched(flow, x):
         events = images_of_flow(flow, x, context) if isinstance(flow, ImageFlow) else events_of_flow(flow, x, context)
         walk = Walk()

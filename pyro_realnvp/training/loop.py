@@ -16,6 +16,7 @@ from torch import Tensor, distributed, nn
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
 
+from .._runtime.batch_statistics import NotFiniteError
 from ..flow import Flow
 from ..image_flow import ImageFlow
 from .diagnosis import Diagnosis, diagnose
@@ -127,7 +128,10 @@ def gradient_step(
 
     def step() -> Tensor:
         optimizer.zero_grad(set_to_none=True)
-        value = loss()
+        try:
+            value = loss()
+        except NotFiniteError as error:  # a normalization does not wait for the loss
+            raise DivergedError("The loss became nan", learning_rate=_rate(optimizer)) from error
         # On a GPU this would wait for the step; there run_steps looks at the loss from time to time.
         if value.device.type == "cpu" and not value.isfinite():
             raise DivergedError(f"The loss became {value.item()}", learning_rate=_rate(optimizer))

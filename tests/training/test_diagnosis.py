@@ -747,6 +747,13 @@ def test_the_batch_of_the_error_is_diagnosed_with_its_context_before_it_goes_bac
     assert raised.value.diagnosis.first_layer == "transforms.5.bijection"
 
 
+def test_batch_normalization_that_gets_a_nan_is_a_loss_that_is_nan():
+    flow = Flow(StandardNormal(2), [BatchNorm((2,)).inv, *vector(2).transforms, Unlucky(4)])
+    with pytest.raises(DivergedError, match=r"The loss became nan at about step \d, .*Unlucky") as raised:
+        fit(flow, torch.randn(64, 2), validation=None, steps=20, interval=50, progress=False)
+    assert raised.value.diagnosis.first_layer == "transforms.5"
+
+
 def test_a_diagnosis_that_fails_does_not_hide_the_error():
     error = DivergedError("The loss became nan")
     error.diagnose(vector(), torch.zeros(4, 7))
@@ -769,6 +776,7 @@ def test_a_diagnosis_that_fails_does_not_hide_the_error():
         (lambda: diagnose(vector(), torch.ones(2, 3, dtype=torch.long)), "floating point"),
         (lambda: diagnose(vector(), torch.randn(0, 3)), "at least one event"),
         (lambda: diagnose(vector(), torch.randn(2, 3, device="meta")), "with values"),
+        (lambda: diagnose(vector().to("meta"), torch.randn(2, 3)), "on the meta device"),
         (lambda: diagnose(vector(), torch.randn(2, 3), torch.randn(2, 1)), "without one"),
         (lambda: diagnose(vector(context_dim=2), torch.randn(2, 3), torch.randn(2, 5)), r"\(2,\)"),
         (lambda: diagnose(pixels(), torch.zeros(2, 1, 3, 3)), r"\(1, 4, 4\)"),
