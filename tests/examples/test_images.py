@@ -212,7 +212,7 @@ def test_missing_data_is_one_sentence(tmp_path: Path) -> None:
 
 
 def test_missing_checkpoint_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="^2$"):
+    with pytest.raises(SystemExit, match=r"^2$"):
         images.main(["--sample", str(tmp_path / "none.safetensors")])
 
 

@@ -93,7 +93,7 @@ def test_sampling_from_a_checkpoint_restores_the_model(
 
 def test_sampling_leaves_what_training_has_written(run: Path) -> None:
     before = {file: file.read_bytes() for file in run.iterdir()}
-    with pytest.raises(SystemExit, match="^2$"):
+    with pytest.raises(SystemExit, match=r"^2$"):
         moons.main(["--sample", str(run / "flaw.safetensors"), "--out", str(run), "--device", "cpu"])
     moons.main(["--sample", str(run / "flow.safetensors"), "--out", str(run), "--device", "cpu"])
     (run / "sample-of-flow.png").unlink()
