@@ -146,7 +146,7 @@ def scales_at_bound(visits: Sequence[Visit]) -> Iterator[str]:
             continue
         one = "" if visit.stuck is None else f"; that of changed element {visit.stuck} is so in every row"
         found.append(
-            f"{visit.name} ({visit.kind}) has {100 * visit.at_bound:.2g} % of its scales at a bound, where their "
+            f"{visit.name} ({visit.kind}) has {100 * visit.at_bound:.3g} % of its scales at a bound, where their "
             f"gradient vanishes{one}."
         )
     yield from _few(found, "layers have scales at a bound")

@@ -428,8 +428,9 @@ def test_only_changed_elements_of_a_mask_count():
         if key.startswith("transforms.7.") and key.endswith("conv_out.bias"):
             with torch.no_grad():
                 parameter.fill_(50.0)
-    rows = {layer.name: layer for layer in diagnose(flow, torch.randn(4, *IMAGE)).layers}
-    assert rows["transforms.7.bijection"].at_bound == 1.0
+    found = diagnose(flow, torch.randn(4, *IMAGE))
+    only(found.findings, "transforms.7.bijection", "100 % of its scales")
+    assert next(row for row in found.layers if row.name == "transforms.7.bijection").at_bound == 1.0
 
 
 class OneWay(Bijection):
