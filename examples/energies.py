@@ -51,7 +51,8 @@ from torch import Tensor, nn
 
 from pyro_realnvp import MLP, Checkpoint, Flow, PathGradientDistribution, StandardNormal, load, realnvp_transforms, save
 from pyro_realnvp.training.average import exponential_average
-from pyro_realnvp.training.loop import Progress, Recovery, cosine_schedule, gradient_step, run_steps
+from pyro_realnvp.training.divergence import Recovery
+from pyro_realnvp.training.loop import Progress, cosine_schedule, gradient_step, run_steps
 
 from shared.metrics import Metrics
 from shared.option_types import COUNT, RATE, SHARE, real

@@ -34,7 +34,8 @@ from torch import Tensor, nn
 
 from pyro_realnvp import ImageFlow, bits_per_dim, rebuild, recompute, save, synchronize
 from pyro_realnvp.training.average import exponential_average
-from pyro_realnvp.training.loop import Batches, BestState, Progress, Recovery, cosine_schedule, run_steps
+from pyro_realnvp.training.divergence import DivergedError, Recovery
+from pyro_realnvp.training.loop import Batches, BestState, Progress, cosine_schedule, run_steps
 from pyro_realnvp.training.resume import Stateful
 
 from shared.checkpoints import configuration_beside, load_flow
@@ -98,9 +99,12 @@ def train(args: argparse.Namespace, config: Config, recipe: Config, processes: P
         first = torch.randperm(len(train_images), generator=order)[:256].to(processes.device)
         model.initialize(processes.part(pad(train_images[first], config["event_shape"])))
 
+    last: list[Tensor] = []  # the batch of the last step, for a diagnosis
+
     def batch() -> Tensor:
         images = processes.part(next(batches))
-        return pad(flipped(images) if args.flips else images, config["event_shape"])
+        last[:] = [pad(flipped(images) if args.flips else images, config["event_shape"])]
+        return last[0]
 
     epoch = max(1, len(train_images) // recipe["batch_size"])
     steps = args.steps if args.steps is not None else recipe["epochs"] * epoch
@@ -133,6 +137,11 @@ def train(args: argparse.Namespace, config: Config, recipe: Config, processes: P
             recovery.remember()
         return best.stop(value)
 
+    def recover(error: DivergedError) -> bool:
+        with precision:
+            error.diagnose(model, *last)
+        return recovery is not None and recovery(error)
+
     bits = 1 / (math.prod(config["image_shape"]) * math.log(2))  # a pixel, of one nat an image
     taken = run_steps(
         lambda: processes.mean(step()) * bits,
@@ -142,7 +151,7 @@ def train(args: argparse.Namespace, config: Config, recipe: Config, processes: P
         unit="bits/dim",
         start=progress,
         checkpoint=run.checkpoint,
-        recover=recovery,
+        recover=recover,
         bar=processes.is_first,
     )
     best.restore()

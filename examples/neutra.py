@@ -55,7 +55,8 @@ from pyro.infer.mcmc.util import initialize_model
 from torch import Tensor
 
 from pyro_realnvp import MLP, AutoRealNVP, Checkpoint, IndependenceMH, NeuTra, importance_sample, realnvp_transforms
-from pyro_realnvp.training.loop import Progress, Recovery, cosine_schedule, gradient_step, run_steps
+from pyro_realnvp.training.divergence import Recovery
+from pyro_realnvp.training.loop import Progress, cosine_schedule, gradient_step, run_steps
 
 from shared.metrics import Metrics
 from shared.option_types import COUNT, RATE, real, whole

@@ -38,7 +38,7 @@ from pyro.optim import ClippedAdam
 from tqdm import tqdm
 
 from pyro_realnvp import AutoRealNVP, Checkpoint, FiniteELBO, importance_sample
-from pyro_realnvp.training.loop import DivergedError
+from pyro_realnvp.training.divergence import DivergedError
 
 from shared.metrics import Metrics
 from shared.options import add_options, set_seed

@@ -51,16 +51,9 @@ from torch import Tensor, nn
 
 from pyro_realnvp import MLP, Checkpoint, DiagonalNormal, Flow, StandardNormal, realnvp_transforms, save
 from pyro_realnvp.training.average import exponential_average
+from pyro_realnvp.training.divergence import Recovery
 from pyro_realnvp.training.history import Course
-from pyro_realnvp.training.loop import (
-    Batches,
-    BestState,
-    Progress,
-    Recovery,
-    cosine_schedule,
-    gradient_step,
-    run_steps,
-)
+from pyro_realnvp.training.loop import Batches, BestState, Progress, cosine_schedule, gradient_step, run_steps
 
 from shared.checkpoints import load_flow
 from shared.image_data import describe_data, load_images

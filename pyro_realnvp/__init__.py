@@ -37,6 +37,7 @@ from .networks.convnet import ConvNet
 from .networks.mlp import MLP
 from .networks.resnet import ResNet
 from .training.checkpoint import load, save
+from .training.diagnosis import Diagnosis, diagnose
 from .training.fit import fit
 from .training.history import History
 from .training.resume import Checkpoint
@@ -52,6 +53,7 @@ __all__ = [  # noqa: RUF022  # in the order in which a user meets them
     "ImageFlow", "Dequantized", "bits_per_dim",
     # training
     "fit", "History", "save", "load", "Checkpoint", "recompute", "rebuild", "synchronize", "recalibrate",
+    "diagnose", "Diagnosis",
     # inference
     "AutoRealNVP", "FiniteELBO", "NeuTra", "IndependenceMH", "importance_sample", "ImportanceSamples",
     "effective_sample_size", "pareto_k", "pareto_k_spread", "pareto_k_threshold", "pareto_smooth",

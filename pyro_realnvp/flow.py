@@ -18,7 +18,7 @@ from .bijections.chain import Chain
 from .bijections.support import finite
 from .description import load_state
 from .networks.channel_norm import ChannelNorm
-from .summary import summary
+from .summary import outline, summary
 
 _BASE = "a base Module that returns a distribution, such as StandardNormal(event_shape)"
 
@@ -43,6 +43,9 @@ class Flow(nn.Module):
     a value that is off in its last digit may, rarely, be rounded to another bfloat16. A network of your own, or a
     bijection with a matrix product, runs as autocast decides. ``flow.to(memory_format=torch.channels_last)`` makes the
     convolutional networks compute in that layout, whatever that of x is.
+
+    ``print(flow)`` shows the number of parameters and a line a layer, in which a pattern that repeats in a deep flow
+    stands once. :meth:`summary` lists every layer, and ``print(flow.transforms)`` the whole tree of Modules.
 
     Keys of the state: ``transforms.<i>.bijection.<...>`` for the i-th transform of a list from a builder, whose items
     are inverses, counted from the latent side.
@@ -190,3 +193,6 @@ class Flow(nn.Module):
         A flow that is built under ``torch.device("meta")`` takes no memory, so that any size can be described.
         """
         return summary(self.transforms, self.base)
+
+    def __repr__(self) -> str:
+        return outline(self)

@@ -12,6 +12,7 @@ from .bijections.support import unbounded
 from .dequantization import Dequantized
 from .description import load_state
 from .flow import Flow
+from .summary import count
 
 
 @recorded
@@ -24,6 +25,8 @@ class ImageFlow(nn.Module):
         density = Flow(StandardNormal((1, 28, 28)), [*realnvp_transforms((1, 28, 28)), Logit(0.05).inv])
         noise = Flow(StandardNormal((1, 28, 28)), flowpp_dequantizer((1, 28, 28)))
         model = ImageFlow(density, levels=256, dequantizer=noise)
+
+    ``print(model)`` shows a line a layer, as that of a :class:`~pyro_realnvp.Flow` does.
 
     Args:
         flow: a density on the unit cube.
@@ -83,3 +86,6 @@ class ImageFlow(nn.Module):
         if self.dequantizer is not None:
             parts.append(f"dequantizer:\n{self.dequantizer.summary()}")
         return "\n".join(parts)
+
+    def extra_repr(self) -> str:
+        return f"levels={getattr(self, 'levels', None)}, {count(self):,} parameters"  # also in the middle of __init__

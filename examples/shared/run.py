@@ -7,13 +7,14 @@ Scripts that train several models in turn keep the state of each in a file of it
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pyro_realnvp import Checkpoint
-from pyro_realnvp.training.loop import DivergedError
+from pyro_realnvp.training.divergence import DivergedError
 from pyro_realnvp.training.random_numbers import RandomNumbers
 from pyro_realnvp.training.resume import CheckpointError, locked
 
@@ -107,6 +108,8 @@ def open_run(
         kept = f" The state that {state} had before is whole." if state.is_file() else ""
         fail(f"A file cannot be read or written: {error}.{kept}")
     except DivergedError as error:
+        if error.diagnosis is not None:
+            print(error.diagnosis, file=sys.stderr)
         fail(f"{error} The last good state is in {state}; --on-nan skip goes on from there with half the rate.")
 
 

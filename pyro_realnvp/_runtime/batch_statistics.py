@@ -15,6 +15,10 @@ class _State(threading.local):
 _state = _State()
 
 
+class NotFiniteError(ValueError):
+    """Raised by a layer whose batch is NaN or infinite, before it would remember statistics of it."""
+
+
 class hold_statistics:  # noqa: N801  # a context manager; a class, since a generator of contextlib is slower
     """Lets layers in training mode use batch statistics without remembering them, inside a ``with`` block."""
 

@@ -1,10 +1,12 @@
-"""Loads the state of a Module all or nothing."""
+"""The state of a Module: loaded all or nothing, or left as it was."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Transform
 
 
 def load_all_or_nothing(
@@ -42,3 +44,41 @@ def load_all_or_nothing(
             for tensor, value in zip(tensors, values, strict=True):
                 tensor.copy_(value)
         raise
+
+
+@contextmanager
+def preserved(module: nn.Module) -> Iterator[None]:
+    """Lets a block compute with a Module, and leaves it as it was: buffers, modes, and what transforms remember.
+
+    The block sees copies of the buffers, so that it may update statistics in place. Parameters are not copied: it must
+    neither change them in place nor call ``backward()``.
+    """
+    parts = list(module.modules())
+    holders = [held for part in parts for held in (part.__dict__, part._parameters, part._buffers, part._modules)]
+    holders += [vars(transform) for part in parts for transform in _plain_transforms(part)]
+    earlier = [dict(held) for held in holders]
+    copies: dict[int, Tensor] = {}  # a buffer that two parts share stays one
+    for part in parts:
+        for name, buffer in part._buffers.items():
+            if buffer is not None and not buffer.requires_grad:
+                part._buffers[name] = copies.setdefault(id(buffer), buffer.clone())
+    try:
+        yield
+    finally:
+        for held, before in zip(holders, earlier, strict=True):
+            held.clear()
+            held.update(before)
+
+
+def _plain_transforms(part: nn.Module) -> list[Transform]:
+    """Finds the transforms of torch behind the attributes of a Module: they are no Modules, and remember results."""
+    found: dict[int, Transform] = {}
+    stack: list[Any] = list(vars(part).values())
+    while stack:
+        each = stack.pop()
+        if isinstance(each, list | tuple):
+            stack += each
+        elif isinstance(each, Transform) and not isinstance(each, nn.Module) and id(each) not in found:
+            found[id(each)] = each
+            stack += vars(each).values()
+    return list(found.values())

@@ -1,5 +1,6 @@
 """Linear and affine bijections: Scale (NICE), FixedAffine, Permute, and the invertible 1x1 convolution (Glow)."""
 
+import math
 from collections.abc import Iterable, Sequence
 from operator import index
 
@@ -227,9 +228,8 @@ class InvertibleConv1x1(Reversible):
             weight, log_det = self.matrix()
             inverse, info = torch.linalg.inv_ex(weight.double())
             if values_are_known(y):
-                # Skeel's condition number times epsilon bounds the relative error of W^-1 W x; rows may be scaled.
-                condition = (inverse.abs() @ weight.double().abs()).detach().sum(1).max()
-                if bool((info != 0) | ~(condition * torch.finfo(weight.dtype).eps < 0.1)):
+                condition = torch.where(info == 0, _condition(weight, inverse), math.inf)
+                if bool(~(condition * torch.finfo(weight.dtype).eps < 0.1)):
                     raise ValueError(
                         f"InvertibleConv1x1 has a singular matrix W of {len(weight)} channels, for {weight.dtype}: its "
                         f"condition number is {float(condition):.0e}."
@@ -242,6 +242,16 @@ class InvertibleConv1x1(Reversible):
                 log_det = log_det + self.norm.log_scale.sum()
             return self._apply_matrix(y, inverse, bias), -self._over_pixels(y, log_det)
 
+    @torch.no_grad()
+    def condition_number(self) -> float:
+        """Computes Skeel's condition number of W, max_i sum_j (|W^-1| |W|)_ij; infinite if W is singular.
+
+        Times the machine epsilon it bounds the relative error of W^-1 W x, whatever the scales of the rows of W.
+        """
+        weight = self.matrix()[0]
+        inverse, info = torch.linalg.inv_ex(weight.double())
+        return math.inf if bool(info != 0) else float(_condition(weight, inverse))
+
     def _apply_matrix(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if len(self.event_shape) == 1:
             return F.linear(x, weight, bias)
@@ -251,3 +261,7 @@ class InvertibleConv1x1(Reversible):
 
     def _over_pixels(self, x: Tensor, log_det: Tensor) -> Tensor:
         return self._per_event(log_det * self.event_shape[1:].numel(), x)
+
+
+def _condition(weight: Tensor, inverse: Tensor) -> Tensor:
+    return (inverse.abs() @ weight.double().abs()).detach().sum(1).max()

@@ -10,7 +10,7 @@ from torch.nn.functional import logsigmoid
 
 from .._runtime.checks import at_least, count_of
 from .._runtime.construction import recorded
-from .transformers import Transformer
+from .transformers import Transformer, is_flat
 
 
 class _Components(NamedTuple):
@@ -101,6 +101,14 @@ class MixtureLogistic(Transformer):
             x = x - (reached - reached.detach() - (u - u.detach())) * (-log_det).exp()
             log_det = mixture.at(x)[1]
         return x, -(log_det + log_scale)
+
+    def at_bound(self, params: Tensor, dim: int) -> Tensor | None:
+        """Tells where s is close to 1 or -1, or components of most of the weight have a scale l that is clamped."""
+        raw = params.narrow(dim, 0, params.shape[dim] // self.num_parameters)
+        mixture = self._split(params.detach(), dim)[2]
+        clamped = (mixture.log_scale == -7) | (mixture.log_scale == 30)
+        weight = torch.where(clamped, mixture.log_weight.exp(), 0).sum(mixture.dim)
+        return is_flat(torch.tanh, raw) | (weight > 0.5)
 
     def _split(self, params: Tensor, dim: int) -> tuple[Tensor, Tensor, _Components]:
         parts = params.unflatten(dim, (self.num_parameters, params.shape[dim] // self.num_parameters))

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._runtime.batch_statistics import statistics_are_held
+from .._runtime.batch_statistics import NotFiniteError, statistics_are_held
 from .._runtime.batches import flatten_batch
 from .._runtime.checks import positive, values_are_known
 from .._runtime.collectives import moments
@@ -122,7 +122,10 @@ class BatchNorm(_ChannelMap):
         mean, var = self._moments(x)
         if not statistics_are_held():
             if values_are_known(var) and not bool(var.isfinite().all()):
-                raise ValueError("BatchNorm got NaN or infinite data; its statistics were left as they were.")
+                raise NotFiniteError(
+                    "BatchNorm got NaN or infinite data; its statistics were left as they were. diagnose(flow, x) says "
+                    "where they come from."
+                )
             with torch.no_grad():
                 self.last_mean.copy_(mean)
                 self.last_var.copy_(var)

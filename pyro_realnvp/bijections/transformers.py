@@ -34,6 +34,28 @@ class Transformer(nn.Module):
     def inverse_and_log_det(self, y: Tensor, params: Tensor, dim: int) -> tuple[Tensor, Tensor]:
         """Maps y to x and log|dx/dy|, both of the shape of y."""
 
+    def at_bound(self, params: Tensor, dim: int) -> Tensor | None:
+        """Tells where the scale is so close to a bound that its gradient has vanished; None for a map without bounds.
+
+        A boolean of the shape of x. There the slope is less than a hundredth of that at parameters of 0.
+        """
+        return None
+
+
+def is_flat(function: Callable[[Tensor], Tensor], raw: Tensor) -> Tensor:
+    """Returns where the slope of an elementwise function is less than a hundredth of that at 0; False if raw is NaN."""
+    slope = _slope(function, raw)
+    # A slope that is NaN at a finite point has overflown on the way: the point lies far out.
+    flat = (slope.abs() < 0.01 * _slope(function, torch.zeros_like(raw)).abs()) | slope.isnan()
+    return flat & ~raw.isnan()
+
+
+def _slope(function: Callable[[Tensor], Tensor], raw: Tensor) -> Tensor:
+    with torch.enable_grad():
+        points = raw.detach().clone().requires_grad_()
+        values = function(points)
+        return torch.autograd.grad(values.sum(), points)[0] if values.requires_grad else torch.zeros_like(raw)
+
 
 @recorded
 class Additive(Transformer):
@@ -83,6 +105,9 @@ class Affine(Transformer):
         shift, raw = params.chunk(2, dim)
         log_det = -self.scale(raw)
         return (y - shift) * log_det.exp(), log_det
+
+    def at_bound(self, params: Tensor, dim: int) -> Tensor | None:
+        return is_flat(self.scale, params.chunk(2, dim)[1])
 
 
 @recorded

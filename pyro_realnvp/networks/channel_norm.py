@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .._runtime.autocast import at_least_float32
-from .._runtime.batch_statistics import statistics_are_held
+from .._runtime.batch_statistics import NotFiniteError, statistics_are_held
 from .._runtime.checks import values_are_known
 from .._runtime.collectives import moments
 
@@ -68,7 +68,10 @@ class ChannelNorm(nn.Module):
         count = x.numel() / max(1, mean.numel())
         mean, var, _ = moments(mean, var, count, synchronized=self.synchronized)
         if values_are_known(var) and not bool(var.isfinite().all()):
-            raise ValueError("ActNorm got NaN or infinite data to initialise from; it was left as it was.")
+            raise NotFiniteError(
+                "ActNorm got NaN or infinite data to initialise from; it was left as it was. diagnose(flow, x) says "
+                "where they come from."
+            )
         self.shift.copy_(mean)
         self.log_scale.copy_(-(var.sqrt() + 1e-6).log())
         self.initialized.fill_(True)

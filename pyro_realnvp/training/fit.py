@@ -95,7 +95,9 @@ def fit(
         ValueError: if the arguments do not fit each other, the data are empty or not finite, or the file of the
             checkpoint is damaged or of another training.
         OSError: if the file of the checkpoint cannot be read or written, or another process uses it.
-        DivergedError: a RuntimeError, if the loss becomes NaN or infinite.
+        DivergedError: a RuntimeError, if the loss becomes NaN or infinite. Its ``diagnosis`` is that of
+            :func:`~pyro_realnvp.diagnose` on the batch of the loss, in the state that the flow then was in; on a GPU,
+            which looks at the loss every 20 steps, on the last batch.
     """
     if not isinstance(flow, nn.Module):
         raise ValueError(f"fit needs a Module, such as Flow(base, transforms), but got {type(flow).__name__}.")

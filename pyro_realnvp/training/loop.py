@@ -4,7 +4,6 @@ Nothing here knows a data set or a model. :func:`~pyro_realnvp.fit` is made of t
 """
 
 import math
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from copy import deepcopy
@@ -16,31 +15,11 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
 
+from .._runtime.batch_statistics import NotFiniteError
 from .checkpoint import check_values
+from .divergence import DivergedError
 from .resume import Checkpoint
-from .stateful import Stateful, entry, load_part
-
-
-class DivergedError(RuntimeError):
-    """Raised when a loss or a gradient becomes NaN or infinite.
-
-    Attributes:
-        cause: begins the message: "The loss became nan", say.
-        step: number of the step, if it is known.
-        learning_rate: of that step, if it is known.
-        remedies: sentences that end the message.
-    """
-
-    def __init__(self, cause: str, *, learning_rate: float | None = None) -> None:
-        super().__init__(cause)
-        self.cause, self.learning_rate = cause, learning_rate
-        self.step: int | None = None
-        self.remedies = ["A smaller learning rate may help."]
-
-    def __str__(self) -> str:
-        step = "" if self.step is None else f" at about step {self.step}"
-        rate = "" if self.learning_rate is None else f", with a learning rate of {self.learning_rate:.3g}"
-        return " ".join([f"{self.cause}{step}{rate}.", *self.remedies])
+from .stateful import entry
 
 
 class Batches(Iterator[Tensor]):
@@ -118,7 +97,10 @@ def gradient_step(
 
     def step() -> Tensor:
         optimizer.zero_grad(set_to_none=True)
-        value = loss()
+        try:
+            value = loss()
+        except NotFiniteError as error:  # a normalization does not wait for the loss
+            raise DivergedError("The loss became nan", learning_rate=_rate(optimizer)) from error
         # On a GPU this would wait for the step; there run_steps looks at the loss from time to time.
         if value.device.type == "cpu" and not value.isfinite():
             raise DivergedError(f"The loss became {value.item()}", learning_rate=_rate(optimizer))
@@ -197,62 +179,6 @@ class Progress:
         if isinstance(total, Tensor) and (total.dim() or not total.is_floating_point()):
             raise ValueError(f"total should be a number, but is a tensor of {total.dtype} and {tuple(total.shape)}.")
         self.step, self.total, self.count, self.ended = step, total, count, ended
-
-
-class Recovery:
-    """Takes a training back to the state after its last interval, with half the learning rate, a few times.
-
-    It is the ``recover`` of :func:`run_steps`, and belongs to what a checkpoint tracks. Random numbers and the order of
-    the data are not taken back: the steps that failed are not made once more.
-
-    Args:
-        optimizer, scheduler: whose learning rate is halved.
-        times: how often.
-        parts: what else is taken back: the Module, its average, the progress.
-    """
-
-    def __init__(
-        self, optimizer: torch.optim.Optimizer, scheduler: LRScheduler, *, times: int, **parts: Stateful
-    ) -> None:
-        self.optimizer, self.scheduler, self.left = optimizer, scheduler, times
-        self.parts: dict[str, Stateful] = {**parts, "optimizer": optimizer, "scheduler": scheduler}
-        self.state: dict[str, Any] = {}
-        self.remember()
-
-    def remember(self) -> None:
-        """Copies the state, after an interval; while it may still be needed."""
-        parts = self.parts if self.left else {}
-        self.state = deepcopy({name: part.state_dict() for name, part in parts.items()})
-
-    def __call__(self, error: DivergedError) -> bool:
-        if not self.left:
-            return False
-        self.left -= 1
-        for name, part in self.parts.items():
-            part.load_state_dict(deepcopy(self.state[name]))
-        self.scheduler.base_lrs = [rate / 2 for rate in self.scheduler.base_lrs]
-        for group in self.optimizer.param_groups:
-            group["lr"], group["initial_lr"] = group["lr"] / 2, group["initial_lr"] / 2
-        self.remember()
-        warnings.warn(
-            f"{error} It goes on from the last good state with half the learning rate, {self.left} more times at most.",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-        return True
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"left": self.left, "state": self.state}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        left, saved = entry(state, "left", int), entry(state, "state", dict)
-        if left < 0:
-            raise ValueError(f"left should not be negative, but is {left}.")
-        for name, part in self.parts.items() if left else ():
-            before = deepcopy(part.state_dict())
-            load_part(part, name, saved)  # to see that it fits, when it will be needed
-            part.load_state_dict(before)
-        self.left, self.state = left, saved
 
 
 def run_steps(

@@ -15,8 +15,9 @@ from ..image_flow import ImageFlow
 from ..networks.channel_norm import ChannelNorm
 from .average import exponential_average
 from .data import Batch, Rows
+from .divergence import DivergedError, Recovery
 from .history import Course, History
-from .loop import BestState, Progress, Recovery, cosine_schedule, gradient_step, run_steps
+from .loop import BestState, Progress, cosine_schedule, gradient_step, run_steps
 from .resume import Checkpoint
 from .stateful import Stateful
 
@@ -50,7 +51,8 @@ class MaximumLikelihood:
 
         def loss() -> Tensor:
             x, *context = next(self.batches)
-            return -_log_density(flow, x if spread is None else x + spread * torch.randn_like(x), *context).mean()
+            self.batch = (x if spread is None else x + spread * torch.randn_like(x), *context)
+            return -_log_density(flow, *self.batch).mean()
 
         self.batches = rows.batches()
         matrices = [p for p in flow.parameters() if p.requires_grad and p.dim() > 1]
@@ -118,13 +120,18 @@ class MaximumLikelihood:
                 unit=self.unit,
                 start=self.progress,
                 checkpoint=checkpoint,
-                recover=self.recovery,
+                recover=self.recover,
                 bar=progress,
             )
         finally:
             self.flow.load_state_dict(best.state)
             self.flow.eval()
         return History.from_rows(course.rows, unit=self.unit, best_step=course.best_step, ended_by=course.ended_by)
+
+    def recover(self, error: DivergedError) -> bool:
+        """Diagnoses the flow on the last batch, while it is as the error has found it; then goes back, if it may."""
+        error.diagnose(self.flow, *self.batch)
+        return self.recovery(error)
 
     @torch.no_grad()
     def validate(self) -> float:

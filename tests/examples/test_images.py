@@ -71,6 +71,21 @@ def test_svi_takes_the_steps_of_maximum_likelihood() -> None:
     assert (nats[0] - nats[1]).abs().max() < 1e-5 * 64 * math.log(2)  # 1e-5 bits a dimension
 
 
+def test_a_loss_that_is_nan_ends_with_a_diagnosis(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(model: ImageFlow, *options: float) -> torch.optim.Optimizer:
+        optimizer = optimizer_of(model, *options)
+        with torch.no_grad():
+            next(iter(model.flow.transforms.parameters())).fill_(math.nan)
+        return optimizer
+
+    monkeypatch.setattr(images, "optimizer_of", broken)
+    with pytest.raises(SystemExit, match=r"loss became nan at about step 1.* first layer with .* is flow\.transforms"):
+        images.main([*TINY, "--steps", "20", "--out", str(tmp_path)])
+    assert "* The first layer with something not finite is flow.transforms" in capsys.readouterr().err
+
+
 def test_sample_reproduces(run: Path, tmp_path: Path) -> None:
     for folder in ("a", "b"):
         images.main(["--sample", str(run / "checkpoint.safetensors"), "--out", str(tmp_path / folder)])
