@@ -16,12 +16,14 @@ from .bijections.mixture import MixtureLogistic
 from .bijections.multiscale import FactorOut, Halves, Sandwich, Squeeze, SqueezeCheckerboard, SqueezeColumns
 from .bijections.normalization import ActNorm, BatchNorm
 from .bijections.reversible import Reversible
+from .bijections.spline import RationalQuadratic
 from .bijections.transformers import Additive, Affine, SigmoidLogScale, SoftClipLogScale, TanhLogScale, Transformer
 from .dequantization import Dequantized, bits_per_dim
 from .families.flowpp import flowpp_dequantizer, flowpp_transforms
 from .families.glow import glow_transforms
 from .families.nice import nice_transforms
 from .families.realnvp import realnvp_transforms
+from .families.spline import spline_transforms
 from .flow import Flow
 from .image_flow import ImageFlow
 from .inference.finite import FiniteELBO
@@ -49,6 +51,7 @@ __version__ = "0.2.0.dev0"
 __all__ = [  # noqa: RUF022  # in the order in which a user meets them
     # families, and a flow as one Module
     "realnvp_transforms", "nice_transforms", "glow_transforms", "flowpp_transforms", "flowpp_dequantizer",
+    "spline_transforms",
     "Flow", "Base", "StandardNormal", "StandardLogistic", "DiagonalNormal",
     "ImageFlow", "Dequantized", "bits_per_dim",
     # training
@@ -64,6 +67,7 @@ __all__ = [  # noqa: RUF022  # in the order in which a user meets them
     "Bijection", "Inverse", "Conditioned", "Reversible", "Chain", "Lift", "EmbedContext",
     "SplitCoupling", "MaskedCoupling", "Elementwise", "checkerboard", "channelwise", "alternating",
     "Transformer", "Affine", "TanhLogScale", "SigmoidLogScale", "SoftClipLogScale", "Additive", "MixtureLogistic",
+    "RationalQuadratic",
     "ActNorm", "BatchNorm", "InvertibleConv1x1", "Scale", "Permute", "FixedAffine", "Logit",
     "Squeeze", "SqueezeColumns", "SqueezeCheckerboard", "Sandwich", "FactorOut", "Halves",
 ]

@@ -34,6 +34,7 @@ from pyro_realnvp import (
     MaskedCoupling,
     MixtureLogistic,
     Permute,
+    RationalQuadratic,
     ResNet,
     Sandwich,
     Scale,
@@ -54,6 +55,7 @@ from pyro_realnvp import (
     realnvp_transforms,
     rebuild,
     recompute,
+    spline_transforms,
 )
 from pyro_realnvp.inference.guide import default_transforms
 from pyro_realnvp.networks.convnet import ZeroConv
@@ -216,6 +218,17 @@ ZOO = {
     "mixture-elementwise": lambda: Elementwise((2, 1, 2), MixtureLogistic(3)),
     "mixture-elementwise-1": lambda: Elementwise((1,), MixtureLogistic(8)),
     "mixture-inverse": lambda: split((4,), transformer=MixtureLogistic(3)).inv,
+    # splines
+    "spline": lambda: split((4,), transformer=RationalQuadratic(4)),
+    "spline-2": lambda: split((3,), transformer=RationalQuadratic(2)),
+    "spline-narrow": lambda: split((3,), transformer=RationalQuadratic(5, bound=0.5, min_slope=0.1)),
+    "spline-context": lambda: split((4,), transformer=RationalQuadratic(3), context_dim=3),
+    "spline-masked": lambda: masked(alternating((5,)), transformer=RationalQuadratic(3)),
+    "spline-image": lambda: split((4, 2, 3), transformer=RationalQuadratic(3), swap=True),
+    "spline-checkerboard": lambda: masked(checkerboard((1, 2, 4)), transformer=RationalQuadratic(4)),
+    "spline-elementwise": lambda: Elementwise((2, 1, 2), RationalQuadratic(4)),
+    "spline-elementwise-1": lambda: Elementwise((1,), RationalQuadratic(8)),
+    "spline-inverse": lambda: split((4,), transformer=RationalQuadratic(3)).inv,
     # the networks of Glow and Flow++
     "convnet": lambda: split((2, 3, 4), net=convnet),
     "convnet-context": lambda: split((4, 2, 3), net=convnet, context_dim=3),
@@ -328,6 +341,11 @@ ZOO = {
     "chain-standardized": lambda: Chain([split((3,)), Elementwise((3,), Affine(nn.Identity())), ZOO["standardized"]()]),
     # builders
     "realnvp-1": lambda: Chain(realnvp_transforms(1)),
+    "nsf-1": lambda: Chain(spline_transforms(1)),
+    "nsf-1-context": lambda: Chain(spline_transforms(1, net=mlp, context_dim=3)),
+    "nsf": lambda: Chain(spline_transforms(5, couplings=3, bins=4, net=mlp)),
+    "nsf-context": lambda: Chain(spline_transforms(3, couplings=3, bins=4, net=mlp, context_dim=2)),
+    "nsf-image": lambda: calm(Chain(spline_transforms((1, 4, 4), levels=1, steps=2, bins=3, net=convnet))),
     "realnvp-1-context": lambda: Chain(realnvp_transforms(1, net=mlp, context_dim=2)),
     "realnvp-2": lambda: Chain(realnvp_transforms((2,), couplings=4, net=mlp)),
     "realnvp-default": lambda: Chain(realnvp_transforms(3)),

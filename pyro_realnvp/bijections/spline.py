@@ -1,0 +1,146 @@
+"""The rational-quadratic spline transformer of neural spline flows."""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad, softplus
+
+from .._runtime.checks import count_of, positive
+from .._runtime.construction import recorded
+from .transformers import Transformer
+
+_LARGEST = 1e3  # of the raw slopes: far beyond what training reaches, and far below where squares overflow
+
+
+@recorded
+class RationalQuadratic(Transformer):
+    """A monotone spline of K quotients of quadratics on [-B, B], and the identity outside. Durkan et al. (2019).
+
+    Between the knots (x_k, y_k) and (x_k+1, y_k+1), with slopes d_k and d_k+1, s = (y_k+1 - y_k) / (x_k+1 - x_k) and
+    t = (x - x_k) / (x_k+1 - x_k), equation 4 is
+
+        y = y_k + (y_k+1 - y_k) (s t^2 + d_k t (1 - t)) / (s + (d_k + d_k+1 - 2 s) t (1 - t))
+        dy/dx = s^2 (d_k+1 t^2 + 2 s t (1 - t) + d_k (1 - t)^2) / (s + (d_k + d_k+1 - 2 s) t (1 - t))^2
+
+    and the inverse solves a quadratic equation (equations 6 to 8). 3 K - 1 parameters: the widths and heights of the
+    bins by a softmax, and the slopes at the K - 1 inner knots by a softplus. The slope at -B and B is 1, as outside, so
+    that dy/dx is continuous everywhere. At parameters of 0 it is the identity.
+
+    Args:
+        bins: K.
+        bound: B, in the units of x. Data should be standardised: what lies outside is not bent.
+        min_width: smallest share of [-B, B] that a bin takes, in x.
+        min_height: the same in y.
+        min_slope: smallest slope at a knot.
+
+    Raises:
+        ValueError: if there are fewer than two bins, the smallest widths or heights leave nothing to be learned, or an
+            argument is not positive.
+    """
+
+    closed_form = True
+
+    def __init__(
+        self,
+        bins: int = 8,
+        *,
+        bound: float = 5.0,
+        min_width: float = 1e-3,
+        min_height: float = 1e-3,
+        min_slope: float = 1e-3,
+    ) -> None:
+        super().__init__()
+        self.bins = count_of("bins of RationalQuadratic", bins)
+        if self.bins < 2:
+            raise ValueError(f"RationalQuadratic needs at least 2 bins, but got {bins}.")
+        self.bound = positive("bound of RationalQuadratic", bound)
+        self.min_width = _share("min_width", min_width, bins)
+        self.min_height = _share("min_height", min_height, bins)
+        self.min_slope = positive("min_slope of RationalQuadratic", min_slope)
+        if self.min_slope >= 1:
+            raise ValueError(f"min_slope of RationalQuadratic must be less than 1, but got {min_slope}.")
+        self.num_parameters = 3 * self.bins - 1
+
+    def forward_and_log_det(self, x: Tensor, params: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+        inside, held = self._inside(x)
+        (left, low, first), (right, high, last) = self._bin(held, params, dim, axis=0)
+        width, height = right - left, high - low
+        t = (held - left) / width
+        y, log_det = _rational_quadratic(t, height / width, first, last)
+        return torch.where(inside, low + height * y, x), torch.where(inside, log_det, 0)
+
+    def inverse_and_log_det(self, y: Tensor, params: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+        inside, held = self._inside(y)
+        (left, low, first), (right, high, last) = self._bin(held, params, dim, axis=1)
+        width, height = right - left, high - low
+        slope = height / width
+        t = _solve((held - low) / height, slope, first, last)
+        log_det = _rational_quadratic(t, slope, first, last)[1]
+        return torch.where(inside, left + width * t, y), torch.where(inside, -log_det, 0)
+
+    def _inside(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns where x is in [-B, B], and x, or 0 elsewhere: the spline must be finite where it is not used, too."""
+        inside = x.abs() <= self.bound
+        return inside, torch.where(inside, x, 0)
+
+    def _bin(self, x: Tensor, params: Tensor, dim: int, *, axis: int) -> tuple[list[Tensor], list[Tensor]]:
+        """Returns x_k, y_k and d_k of both knots around x, which is compared with the knots in x (0) or in y (1)."""
+        k = self.bins
+        raw = params.unflatten(dim, (self.num_parameters, params.shape[dim] // self.num_parameters))
+        at = dim - 1  # of the parameters of one element
+        floor = raw.new_tensor([self.min_width, self.min_height]).reshape(2, *[1] * (-at))
+        shares = raw.narrow(at, 0, 2 * k).unflatten(at, (2, k)).softmax(at)
+        edges = (floor + (1 - k * floor) * shares).narrow(at, 0, k - 1).cumsum(at)
+        # Not from the sum of all shares, which is 1 but for rounding: the ends are where the tails begin.
+        ends = [0, 0] * (-at - 1)
+        knots = pad(edges.mul(2 * self.bound).sub(self.bound), [*ends, 1, 0], value=-self.bound)
+        knots = pad(knots, [*ends, 0, 1], value=self.bound)
+        slopes = softplus(raw.narrow(at, 2 * k, k - 1).clamp(max=_LARGEST) + _raw_slope(1 - self.min_slope))
+        slopes = pad(slopes + self.min_slope, [*ends, 1, 1], value=1.0)
+        table = torch.cat([knots, slopes.unsqueeze(at - 1)], at - 1)
+        index = (x.unsqueeze(at) >= knots.select(at - 1, axis).narrow(at, 1, k - 1)).sum(at, keepdim=True)
+        index = torch.cat([index, index + 1], at).unsqueeze(at - 1)
+        # The parameters may be those of a whole batch, or x one event for a batch of parameters.
+        batch = torch.broadcast_shapes(table.shape[: at - 1], index.shape[: at - 1])
+        table = table.expand(*batch, *table.shape[at - 1 :])
+        index = index.expand(*batch, 3, *index.shape[at:])
+        near, far = table.gather(at, index).unbind(at)
+        return list(near.unbind(at)), list(far.unbind(at))
+
+
+def _rational_quadratic(t: Tensor, slope: Tensor, first: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
+    """Computes the share of the height that is reached at a share t of the width, and log dy/dx."""
+    rest = 1 - t
+    both = t * rest
+    bottom = slope + (first + last - 2 * slope) * both
+    share = (slope * t * t + first * both) / bottom
+    top = last * t * t + 2 * slope * both + first * rest * rest
+    return share, 2 * slope.log() + top.log() - 2 * bottom.log()
+
+
+def _solve(share: Tensor, slope: Tensor, first: Tensor, last: Tensor) -> Tensor:
+    """Returns t in [0, 1] at which :func:`_rational_quadratic` reaches a share of the height.
+
+    The root of a t^2 + b t + c = 0 is written in two ways, of which one has no difference of equal numbers.
+    """
+    bend = share * (first + last - 2 * slope)
+    a, b, c = bend + slope - first, first - bend, -slope * share
+    root = (b * b - 4 * a * c).clamp(min=torch.finfo(share.dtype).tiny).sqrt()
+    falls = b < 0
+    other = torch.where(falls, 2 * a, 1.0)  # where b < 0, a is positive
+    t = torch.where(falls, (root - b) / other, -2 * c / torch.where(falls, 1.0, b + root))
+    return t.clamp(0, 1)
+
+
+def _raw_slope(slope: float) -> float:
+    """Returns the number whose softplus is ``slope``."""
+    return math.log(math.expm1(slope))
+
+
+def _share(name: str, value: float, bins: int) -> float:
+    """Returns the smallest share of a bin, an error if the smallest shares of all bins take everything."""
+    share = positive(f"{name} of RationalQuadratic", value)
+    if share * bins >= 1:
+        raise ValueError(f"{name} of RationalQuadratic must be less than 1 / {bins} bins, but got {value}.")
+    return share

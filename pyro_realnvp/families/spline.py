@@ -1,0 +1,71 @@
+"""Neural spline flows with couplings, assembled."""
+
+from collections.abc import Sequence
+from functools import partial
+
+from .._runtime.checks import count_of
+from .._runtime.construction import recorded
+from ..bijections.bijection import Bijection
+from ..bijections.spline import RationalQuadratic
+from ..networks.conditioner import shape_of_context
+from ..networks.mlp import MLP
+from .assembly import Net, latent_to_data, reject_arguments, shape_of_event, vector_couplings
+from .glow import glow_transforms
+
+
+@recorded
+def spline_transforms(
+    event_shape: int | Sequence[int],
+    *,
+    couplings: int | None = None,
+    levels: int | None = None,
+    steps: int | None = None,
+    bins: int = 8,
+    bound: float = 5.0,
+    net: Net | None = None,
+    context_shape: int | Sequence[int] | None = None,
+    context_dim: int = 0,
+) -> list[Bijection]:
+    """Builds a neural spline flow with couplings, RQ-NSF (C). Durkan, Bekasov, Murray & Papamakarios (2019).
+
+    For vectors, couplings that transform one half of the coordinates by rational-quadratic splines given the other, in
+    turns. A single coordinate gets one spline, whose parameters depend on the context if there is one. For images,
+    Glow's architecture with splines in its couplings (section 5.2 there): ``levels`` levels of ``steps`` steps.
+
+    Outside of [-bound, bound] a spline is the identity. Data should be standardised, to mean 0 and standard deviation
+    1: then next to nothing lies there. A new flow of vectors is the identity.
+
+    Args:
+        event_shape: D or (D,), or (C, H, W) with H and W divisible by 2**levels.
+        couplings: number of couplings of a vector flow, 8 by default.
+        levels: number of levels of an image flow, 3 by default.
+        steps: steps of a level, 8 by default.
+        bins: bins of a spline.
+        bound: of the splines, in the units of the data.
+        net: builds the networks; ``MLP`` for vectors, ``ConvNet`` for images by default.
+        context_shape: length of the context vector of a conditional flow, or shape (C, H, W) of its context map.
+        context_dim: length of the context vector, instead.
+
+    Returns:
+        Bijections latent -> data.
+
+    Raises:
+        ValueError: if an argument does not apply to events of this shape, or the shape cannot be squeezed.
+    """
+    shape = shape_of_event("spline_transforms", event_shape)
+    transformer = partial(RationalQuadratic, bins, bound=bound)
+    if len(shape) == 3:
+        reject_arguments("spline_transforms", shape, couplings=couplings)
+        return glow_transforms(
+            shape,
+            levels=levels,
+            steps=8 if steps is None else steps,
+            net=net,
+            transformer=transformer,
+            context_shape=context_shape,
+            context_dim=context_dim,
+        )
+    reject_arguments("spline_transforms", shape, levels=levels, steps=steps)
+    context = shape_of_context("spline_transforms", context_shape, context_dim)
+    count = count_of("couplings", 8 if couplings is None else couplings)
+    return latent_to_data(vector_couplings(shape, count, MLP if net is None else net, transformer, context))
