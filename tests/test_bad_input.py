@@ -18,7 +18,7 @@ from pyro_realnvp import (
 )
 from pyro_realnvp.testing import randomize
 
-from zoo import mlp, prime, resnet, split
+from zoo import alone, mlp, prime, resnet, split
 
 
 def vector(**kwargs):
@@ -143,7 +143,7 @@ def test_context(make, validate):
         dist.enable_validation(True)
 
 
-@pytest.mark.parametrize("transforms", [realnvp_transforms(1), nice_transforms(1), nice_transforms(4, net=mlp)])
+@pytest.mark.parametrize("transforms", [alone(realnvp_transforms), alone(nice_transforms), nice_transforms(4, net=mlp)])
 def test_a_context_that_the_builder_was_not_told_of(transforms):
     flow = Flow(StandardNormal(transforms[0].event_shape), transforms)
     with Unchanged(flow, "without a context", "(3,)"):

@@ -1,5 +1,6 @@
 """Every component and every builder once, in small sizes: what the laws are checked on."""
 
+import warnings
 from functools import cache, partial
 
 import torch
@@ -68,6 +69,13 @@ calm_attention = partial(attention, dropout=0.0)
 features = partial(GatedConvs, hidden=2, blocks=1, dropout=0.0)
 small_flowpp = partial(flowpp_transforms, couplings=(1, 1, 1), components=2, net=calm_attention)
 small_glow = partial(glow_transforms, levels=2, steps=1, net=convnet)
+
+
+def alone(build, **options):
+    """Builds the layers of one coordinate, without the warning that affine ones are no more than an affine map."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*one affine map.*")
+        return build(1, **options)
 
 
 def prime(flow: nn.Module) -> nn.Module:
@@ -340,13 +348,13 @@ ZOO = {
     "chain-splits-of-two-kinds": lambda: Chain([split((4, 2, 2)), split((2,)), split((4, 2, 2), swap=True)], (4, 2, 2)),
     "chain-standardized": lambda: Chain([split((3,)), Elementwise((3,), Affine(nn.Identity())), ZOO["standardized"]()]),
     # builders
-    "realnvp-1": lambda: Chain(realnvp_transforms(1)),
+    "realnvp-1": lambda: Chain(alone(realnvp_transforms)),
     "nsf-1": lambda: Chain(spline_transforms(1)),
     "nsf-1-context": lambda: Chain(spline_transforms(1, net=mlp, context_dim=3)),
     "nsf": lambda: Chain(spline_transforms(5, couplings=3, bins=4, net=mlp)),
     "nsf-context": lambda: Chain(spline_transforms(3, couplings=3, bins=4, net=mlp, context_dim=2)),
     "nsf-image": lambda: calm(Chain(spline_transforms((1, 4, 4), levels=1, steps=2, bins=3, net=convnet))),
-    "realnvp-1-context": lambda: Chain(realnvp_transforms(1, net=mlp, context_dim=2)),
+    "realnvp-1-context": lambda: Chain(alone(realnvp_transforms, net=mlp, context_dim=2)),
     "realnvp-2": lambda: Chain(realnvp_transforms((2,), couplings=4, net=mlp)),
     "realnvp-default": lambda: Chain(realnvp_transforms(3)),
     "realnvp-odd": lambda: Chain(realnvp_transforms(7, couplings=3, net=mlp)),
@@ -370,7 +378,7 @@ ZOO = {
         Chain(realnvp_transforms((1, 4, 4), net=resnet, packed=True, context_shape=(1, 4, 4)))
     ),
     "realnvp-pixels": lambda: prime(Chain([*realnvp_transforms((1, 2, 4), net=resnet), Logit(0.05).inv])),
-    "nice-1": lambda: Chain(nice_transforms(1)),
+    "nice-1": lambda: Chain(alone(nice_transforms)),
     "nice-2": lambda: Chain(nice_transforms(2, net=mlp)),
     "nice-odd": lambda: Chain(nice_transforms((5,), couplings=3, net=mlp)),
     "nice-image": lambda: Chain(nice_transforms((1, 2, 3), net=mlp)),

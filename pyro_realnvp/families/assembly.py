@@ -1,5 +1,6 @@
 """Pieces that the families share: the shapes of events and contexts, and couplings of vectors."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypeGuard
@@ -12,6 +13,7 @@ from ..bijections.coupling import Elementwise, SplitCoupling
 from ..bijections.multiscale import Sandwich, Squeeze
 from ..bijections.transformers import Transformer
 from ..networks.conditioner import shape_of_context
+from ..networks.mlp import MLP
 
 Net = Callable[..., nn.Module]  #: builds the network of a coupling; see :mod:`pyro_realnvp.networks.conditioner`
 
@@ -50,12 +52,34 @@ def check_context_map(
     return context
 
 
-def reject_arguments(name: str, shape: Size, **arguments: int | None) -> None:
+def reject_arguments(name: str, shape: Size, **arguments: object) -> None:
     """Raises a ValueError if an argument was given that does not apply to events of this shape."""
     for argument, value in arguments.items():
         if value is not None:
             kind = "vectors" if len(shape) == 1 else "images"
             raise ValueError(f"{name} of {kind} takes no {argument}, but got {argument}={value} for {tuple(shape)}.")
+
+
+def net_of_vectors(name: str, net: Net | None, hidden: Sequence[int] | None) -> Net:
+    """Returns what builds the networks of a vector flow: ``net``, or an ``MLP`` with hidden layers of these widths."""
+    if net is None:
+        return MLP if hidden is None else partial(MLP, hidden=hidden)
+    if hidden is not None:
+        raise ValueError(
+            f"{name} takes hidden, the widths of an MLP, or net, but got both; write "
+            f"net=partial(MLP, hidden={hidden}, ...) for an MLP with other options."
+        )
+    return net
+
+
+def warn_of_one_coordinate(name: str, shape: Size) -> None:
+    """Warns if there is one coordinate, which affine couplings shift and scale and no more."""
+    if shape == (1,):
+        warnings.warn(
+            f"{name} of one coordinate is one affine map: given any context a flow of it has the shape of its base, a "
+            f"Gaussian say. spline_transforms(1, ...) learns other shapes.",
+            stacklevel=4,  # behind `recorded`, which wraps the builders
+        )
 
 
 def vector_couplings(

@@ -14,7 +14,7 @@ from ..bijections.linear import Permute, Scale
 from ..bijections.transformers import Additive
 from ..networks.conditioner import shape_of_context
 from ..networks.mlp import MLP
-from .assembly import Net, latent_to_data, shape_of_event, vector_couplings
+from .assembly import Net, latent_to_data, net_of_vectors, shape_of_event, vector_couplings, warn_of_one_coordinate
 
 
 @recorded
@@ -22,30 +22,39 @@ def nice_transforms(
     event_shape: int | Sequence[int],
     *,
     couplings: int = 4,
+    hidden: Sequence[int] | None = None,
     net: Net | None = None,
     context_shape: int | Sequence[int] | None = None,
     context_dim: int = 0,
 ) -> list[Bijection]:
     """Builds NICE: additive couplings and one diagonal scaling. Dinh, Krueger & Bengio (2014).
 
-    The coordinates with even and with odd index take turns; images are flattened. The paper's prior is
+    The coordinates with even and with odd index take turns; images are flattened. A single coordinate is only shifted
+    and scaled, which a warning says. The paper's prior is
     :class:`~pyro_realnvp.StandardLogistic` for MNIST and Gaussian elsewhere.
 
     Args:
         event_shape: D or (D,), or (C, H, W).
         couplings: number of couplings.
-        net: builds the networks; ``MLP`` by default for vectors, the paper's five layers of 1000 ReLU for images.
+        hidden: widths of the hidden layers of the networks, (128, 128) by default for vectors.
+        net: builds the networks, instead; for images the paper's five layers of 1000 ReLU by default.
         context_shape: length of the context vector of a conditional flow, or shape (C, H, W) of its context map.
         context_dim: length of the context vector, instead.
 
     Returns:
         Bijections latent -> data.
+
+    Raises:
+        ValueError: if both ``hidden`` and ``net`` are given.
     """
     shape = shape_of_event("nice_transforms", event_shape)
     context = shape_of_context("nice_transforms", context_shape, context_dim)
     flat = Size((shape.numel(),))
-    if net is None:
-        net = MLP if len(shape) == 1 else partial(MLP, hidden=(1000,) * 5, activation=nn.ReLU)
+    warn_of_one_coordinate("nice_transforms", shape)
+    if net is None and len(shape) == 3:
+        net = partial(MLP, hidden=(1000,) * 5 if hidden is None else hidden, activation=nn.ReLU)
+    else:
+        net = net_of_vectors("nice_transforms", net, hidden)
     layers = vector_couplings(flat, count_of("couplings", couplings), net, Additive, context)
     if flat[0] > 1:
         layers = [Permute(flat, [*range(0, flat[0], 2), *range(1, flat[0], 2)]), *layers]

@@ -16,18 +16,19 @@ from ..bijections.multiscale import FactorOut, Sandwich, Squeeze, SqueezeChecker
 from ..bijections.normalization import BatchNorm
 from ..bijections.transformers import Affine, TanhLogScale, Transformer
 from ..networks.conditioner import shape_of_context
-from ..networks.mlp import MLP
 from ..networks.resnet import ResNet
 from .assembly import (
     Net,
     check_context_map,
     is_map,
     latent_to_data,
+    net_of_vectors,
     on_squeezed,
     reject_arguments,
     shape_of_event,
     squeezed_context,
     vector_couplings,
+    warn_of_one_coordinate,
     with_context,
 )
 
@@ -38,6 +39,7 @@ def realnvp_transforms(
     *,
     couplings: int | None = None,
     scales: int | None = None,
+    hidden: Sequence[int] | None = None,
     net: Net | None = None,
     packed: bool = False,
     context_shape: int | Sequence[int] | None = None,
@@ -46,10 +48,12 @@ def realnvp_transforms(
     """Builds RealNVP: affine couplings. Dinh, Sohl-Dickstein & Bengio, "Density estimation using Real NVP" (2017).
 
     For vectors, couplings that transform one half of the coordinates given the other, in turns, without normalization
-    layers, so that batches of one, guides and NUTS work. A single coordinate has nothing to be conditioned on and
-    gets one elementwise affine map. For images, the multi-scale architecture of section 3.6: at every scale three
-    checkerboard couplings, three channel-wise ones on the squeezed image, and half of the variables factored out; at
-    the last scale four checkerboard couplings. Batch normalization (section 3.7) follows each.
+    layers, so that batches of one, guides and NUTS work. A single coordinate has nothing to be conditioned on and gets
+    one affine map, whose shift and scale depend on the context if there is one: the density is Gaussian given any
+    context, which a warning says; :func:`spline_transforms` learns others. For images, the multi-scale architecture of
+    section 3.6: at every scale three checkerboard couplings, three channel-wise ones on the squeezed image, and half of
+    the variables factored out; at the last scale four checkerboard couplings. Batch normalization (section 3.7)
+    follows each.
 
     A new flow is close to the identity. The defaults for images are the paper's for CIFAR-10.
 
@@ -57,7 +61,9 @@ def realnvp_transforms(
         event_shape: D or (D,), or (C, H, W) with H and W divisible by 2**(scales - 1).
         couplings: number of couplings of a vector flow, 8 by default.
         scales: number of scales of an image flow, 2 by default.
-        net: builds the networks; ``MLP`` by default for vectors, ``partial(ResNet, hidden=64, blocks=8)`` for images.
+        hidden: widths of the hidden layers of the networks of a vector flow, (128, 128) by default.
+        net: builds the networks, instead; ``MLP`` by default for vectors, ``partial(ResNet, hidden=64, blocks=8)`` for
+            images.
         packed: in an image flow, checkerboard couplings on boards of half the size (:class:`SqueezeCheckerboard`): a
             step takes about half as long, and the networks see other neighbourhoods than the paper's. The width must
             be divisible by 2**scales.
@@ -68,15 +74,18 @@ def realnvp_transforms(
         Bijections latent -> data.
 
     Raises:
-        ValueError: if an argument does not apply to events of this shape, or the shape cannot be squeezed.
+        ValueError: if both ``hidden`` and ``net`` are given, an argument does not apply to events of this shape, or the
+            shape cannot be squeezed.
     """
     shape = shape_of_event("realnvp_transforms", event_shape)
     if len(shape) == 1:
         reject_arguments("realnvp_transforms", shape, scales=scales, packed=packed or None)
         context = shape_of_context("realnvp_transforms", context_shape, context_dim)
         count = count_of("couplings", 8 if couplings is None else couplings)
-        return latent_to_data(vector_couplings(shape, count, MLP if net is None else net, Affine, context))
-    reject_arguments("realnvp_transforms", shape, couplings=couplings)
+        warn_of_one_coordinate("realnvp_transforms", shape)
+        net = net_of_vectors("realnvp_transforms", net, hidden)
+        return latent_to_data(vector_couplings(shape, count, net, Affine, context))
+    reject_arguments("realnvp_transforms", shape, couplings=couplings, hidden=hidden)
     context = check_context_map("realnvp_transforms", shape, context_shape, context_dim)
     net = partial(ResNet, hidden=64, blocks=8) if net is None else net
     count = count_of("scales", 2 if scales is None else scales)

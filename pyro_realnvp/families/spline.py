@@ -8,8 +8,7 @@ from .._runtime.construction import recorded
 from ..bijections.bijection import Bijection
 from ..bijections.spline import RationalQuadratic
 from ..networks.conditioner import shape_of_context
-from ..networks.mlp import MLP
-from .assembly import Net, latent_to_data, reject_arguments, shape_of_event, vector_couplings
+from .assembly import Net, latent_to_data, net_of_vectors, reject_arguments, shape_of_event, vector_couplings
 from .glow import glow_transforms
 
 
@@ -22,6 +21,7 @@ def spline_transforms(
     steps: int | None = None,
     bins: int = 8,
     bound: float = 5.0,
+    hidden: Sequence[int] | None = None,
     net: Net | None = None,
     context_shape: int | Sequence[int] | None = None,
     context_dim: int = 0,
@@ -42,7 +42,8 @@ def spline_transforms(
         steps: steps of a level, 8 by default.
         bins: bins of a spline.
         bound: of the splines, in the units of the data.
-        net: builds the networks; ``MLP`` for vectors, ``ConvNet`` for images by default.
+        hidden: widths of the hidden layers of the networks of a vector flow, (128, 128) by default.
+        net: builds the networks, instead; ``MLP`` for vectors, ``ConvNet`` for images by default.
         context_shape: length of the context vector of a conditional flow, or shape (C, H, W) of its context map.
         context_dim: length of the context vector, instead.
 
@@ -50,12 +51,13 @@ def spline_transforms(
         Bijections latent -> data.
 
     Raises:
-        ValueError: if an argument does not apply to events of this shape, or the shape cannot be squeezed.
+        ValueError: if both ``hidden`` and ``net`` are given, an argument does not apply to events of this shape, or the
+            shape cannot be squeezed.
     """
     shape = shape_of_event("spline_transforms", event_shape)
     transformer = partial(RationalQuadratic, bins, bound=bound)
     if len(shape) == 3:
-        reject_arguments("spline_transforms", shape, couplings=couplings)
+        reject_arguments("spline_transforms", shape, couplings=couplings, hidden=hidden)
         return glow_transforms(
             shape,
             levels=levels,
@@ -68,4 +70,5 @@ def spline_transforms(
     reject_arguments("spline_transforms", shape, levels=levels, steps=steps)
     context = shape_of_context("spline_transforms", context_shape, context_dim)
     count = count_of("couplings", 8 if couplings is None else couplings)
-    return latent_to_data(vector_couplings(shape, count, MLP if net is None else net, transformer, context))
+    net = net_of_vectors("spline_transforms", net, hidden)
+    return latent_to_data(vector_couplings(shape, count, net, transformer, context))

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from .._runtime.checks import built_by, count_of, finite_number
+from .._runtime.checks import built_by, count_of, finite_number, in_unit_interval
 from .._runtime.construction import recorded
 from .conditioner import Conditioner
 
@@ -18,6 +18,8 @@ class MLP(Conditioner):
         in_channels, out_channels: length of the vectors that come in and go out.
         hidden: widths of the hidden layers.
         activation: constructor of the activation.
+        dropout: probability with which a hidden unit is set to 0 in training mode; the density of an event is then a
+            matter of chance.
         gain: multiplies the last hidden layer before the last layer reads it. Adam moves each weight by about the
             learning rate, so that a sum over n features moves n times as fast; a gain below 1 compensates.
         skip: multiplies the input, which the last layer then reads too; 0 for a network without. Far from the data,
@@ -38,6 +40,7 @@ class MLP(Conditioner):
         *,
         hidden: Sequence[int] = (128, 128),
         activation: Callable[[], nn.Module] = nn.SiLU,
+        dropout: float = 0.0,
         gain: float = 1.0,
         skip: float = 0.0,
         context_shape: int | Sequence[int] | None = None,
@@ -49,10 +52,13 @@ class MLP(Conditioner):
         self.check_channels(in_channels, out_channels)
         self.gain, self.skip = finite_number("gain of MLP", gain), finite_number("skip of MLP", skip)
         width = inputs = in_channels + (self.context_shape.numel() if self.context_shape else 0)
+        dropout = in_unit_interval("dropout of MLP", dropout)
         layers: list[nn.Module] = []
         for size in hidden:
             layers.append(nn.Linear(width, count_of("hidden of MLP", size)))
             layers.append(built_by("activation", activation, kind=nn.Module))
+            if dropout:
+                layers.append(nn.Dropout(dropout))
             width = size
         last = nn.Linear(width + inputs if self.skip else width, out_channels)
         nn.init.zeros_(last.weight)

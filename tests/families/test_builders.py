@@ -27,10 +27,11 @@ from pyro_realnvp import (
     checkerboard,
     nice_transforms,
     realnvp_transforms,
+    spline_transforms,
 )
 from pyro_realnvp.testing import randomize
 
-from zoo import mlp, prime, resnet
+from zoo import alone, mlp, prime, resnet
 
 
 @pytest.mark.parametrize(
@@ -133,7 +134,7 @@ def test_every_coordinate_is_transformed_given_others(shape):
 @pytest.mark.parametrize("build", [realnvp_transforms, nice_transforms])
 @pytest.mark.parametrize("context_dim", [0, 2])
 def test_one_dimension(build, context_dim):
-    transforms = build(1, net=mlp, context_dim=context_dim)
+    transforms = alone(build, net=mlp, context_dim=context_dim)
     assert isinstance(layers_of(transforms)[0], Elementwise)
     if not context_dim:
         assert all(p.numel() for t in transforms for p in t.parameters())
@@ -143,8 +144,32 @@ def test_one_dimension(build, context_dim):
 
 
 def test_one_dimension_with_a_context_has_no_layer_of_zero_elements():
-    transforms = realnvp_transforms(1, context_dim=2)
+    transforms = alone(realnvp_transforms, context_dim=2)
     assert all(p.numel() for t in transforms for p in t.parameters())
+
+
+@pytest.mark.parametrize("build", [realnvp_transforms, nice_transforms])
+@pytest.mark.parametrize("context", [None, 3])
+def test_one_coordinate_of_affine_couplings_warns_with_the_remedy(build, context):
+    with pytest.warns(UserWarning, match=r"one affine map.*spline_transforms\(1, \.\.\.\)") as caught:
+        build((1,), context_shape=context)
+    assert caught[0].filename == __file__
+    spline_transforms(1, context_shape=context)
+
+
+@pytest.mark.parametrize("build", [realnvp_transforms, nice_transforms, spline_transforms])
+def test_hidden_are_the_widths_of_the_networks(build):
+    modules = [module for layer in build(4, hidden=[5, 6, 7]) for module in layer.modules()]
+    widths = {module.out_features for module in modules if isinstance(module, nn.Linear)}
+    assert {5, 6, 7} <= widths
+    with pytest.raises(ValueError, match=r"takes hidden.*or net, but got both; write net=partial\(MLP, hidden=\(8,\)"):
+        build(4, hidden=(8,), net=mlp)
+
+
+@pytest.mark.parametrize("build", [realnvp_transforms, spline_transforms])
+def test_images_take_no_hidden(build):
+    with pytest.raises(ValueError, match=r"takes no hidden, but got hidden=\(8,\)"):
+        build((1, 4, 4), hidden=(8,))
 
 
 @pytest.mark.parametrize("build", [realnvp_transforms, nice_transforms])

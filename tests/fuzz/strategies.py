@@ -24,7 +24,7 @@ from pyro_realnvp import (
 )
 from pyro_realnvp.testing import LAWS, randomize
 
-from zoo import calm, mlp, prime, resnet, small_flowpp, small_glow
+from zoo import alone, calm, mlp, prime, resnet, small_flowpp, small_glow
 
 # Values that make no sense for one argument or another. Sizes that are huge are refused; none of these takes memory.
 WRONG = st.sampled_from(
@@ -170,7 +170,7 @@ def shapes_near(draw, event_shape):
 _IMAGE = (1, 4, 4)
 FLOWS = {
     "realnvp": lambda: Flow(StandardNormal(3), realnvp_transforms(3, couplings=2, net=mlp)),
-    "realnvp-1": lambda: Flow(StandardNormal(1), realnvp_transforms(1)),
+    "realnvp-1": lambda: Flow(StandardNormal(1), alone(realnvp_transforms)),
     "realnvp-image": lambda: Flow(StandardNormal(_IMAGE), realnvp_transforms(_IMAGE, net=resnet)),
     "realnvp-pixels": lambda: Flow(
         StandardNormal(_IMAGE), [*realnvp_transforms(_IMAGE, scales=1, net=resnet, packed=True), Logit(0.05).inv]

@@ -166,3 +166,14 @@ def test_context_matters_and_broadcasts(make, context):
         net(x, given[:-1])
     with pytest.raises(ValueError, match="without a context"):
         make(2, 2)(x, given)
+
+
+def test_dropout_of_an_mlp_is_a_matter_of_training_mode():
+    torch.manual_seed(0)
+    net = MLP(3, 2, hidden=(50, 50), dropout=0.5)
+    nn.init.normal_(net.layers[-1].weight)
+    x = torch.randn(4, 3)
+    assert not torch.equal(net(x), net(x))
+    assert torch.equal(net.eval()(x), net(x))
+    with pytest.raises(ValueError, match=r"dropout of MLP must lie in \[0, 1\), but got 1\.0"):
+        MLP(3, 2, dropout=1.0)

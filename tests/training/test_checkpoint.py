@@ -53,7 +53,7 @@ from pyro_realnvp._runtime.construction import MARKED
 from pyro_realnvp.testing import randomize
 from pyro_realnvp.training.files import write_file
 
-from zoo import Sinh
+from zoo import Sinh, alone
 
 SHAPE = (1, 4, 4)
 mlp = partial(MLP, hidden=(8,), activation=nn.ReLU)
@@ -83,7 +83,7 @@ def of_both():
 FLOWS = {
     "realnvp": lambda: vectors(realnvp_transforms(3)),
     "realnvp-context": lambda: vectors(realnvp_transforms(3, couplings=2, net=mlp, context_shape=2)),
-    "realnvp-1": lambda: vectors(realnvp_transforms(1), dim=1),
+    "realnvp-1": lambda: vectors(alone(realnvp_transforms), dim=1),
     "realnvp-learned-base": lambda: vectors(
         realnvp_transforms(3, couplings=2, net=mlp, context_dim=2), context=2, base=DiagonalNormal
     ),

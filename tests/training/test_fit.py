@@ -27,7 +27,7 @@ from pyro_realnvp import (
 )
 from pyro_realnvp.training.data import default_noise, default_weight_decay, rows_of
 
-from zoo import calm_attention, convnet, features, mlp
+from zoo import alone, calm_attention, convnet, features, mlp
 
 mpl.use("Agg")
 
@@ -346,7 +346,7 @@ def test_what_is_no_density(module, message):
 
 
 def test_one_dimension_needs_a_column():
-    flow = Flow(StandardNormal(1), realnvp_transforms(1))
+    flow = Flow(StandardNormal(1), alone(realnvp_transforms))
     with pytest.raises(ValueError, match=r"shape \(N, 1\), but got \(100,\); x\[:, None\] has that shape"):
         fit(flow, torch.randn(100), steps=5, **QUIET)
     fit(flow, torch.randn(100)[:, None], steps=5, **QUIET)
