@@ -17,6 +17,7 @@ from .bijections.multiscale import FactorOut, Halves, Sandwich, Squeeze, Squeeze
 from .bijections.normalization import ActNorm, BatchNorm
 from .bijections.reversible import Reversible
 from .bijections.spline import RationalQuadratic
+from .bijections.standardize import standardized_from
 from .bijections.transformers import Additive, Affine, SigmoidLogScale, SoftClipLogScale, TanhLogScale, Transformer
 from .dequantization import Dequantized, bits_per_dim
 from .families.flowpp import flowpp_dequantizer, flowpp_transforms
@@ -68,7 +69,7 @@ __all__ = [  # noqa: RUF022  # in the order in which a user meets them
     "SplitCoupling", "MaskedCoupling", "Elementwise", "checkerboard", "channelwise", "alternating",
     "Transformer", "Affine", "TanhLogScale", "SigmoidLogScale", "SoftClipLogScale", "Additive", "MixtureLogistic",
     "RationalQuadratic",
-    "ActNorm", "BatchNorm", "InvertibleConv1x1", "Scale", "Permute", "FixedAffine", "Logit",
+    "ActNorm", "BatchNorm", "InvertibleConv1x1", "Scale", "Permute", "FixedAffine", "standardized_from", "Logit",
     "Squeeze", "SqueezeColumns", "SqueezeCheckerboard", "Sandwich", "FactorOut", "Halves",
 ]
 # fmt: on

@@ -26,6 +26,7 @@ from pyro_realnvp import (
     glow_transforms,
     nice_transforms,
     realnvp_transforms,
+    spline_transforms,
 )
 
 from shared.image_data import FOLDER, describe_data
@@ -53,6 +54,12 @@ MODELS: dict[str, dict[str, Config]] = {
         "mnist": {"levels": 2, "steps": 16, "hidden": 128},
         "fashion-mnist": {"levels": 2, "steps": 16, "hidden": 128},
         "cifar10": {"levels": 3, "steps": 32, "hidden": 512},
+    },
+    "spline": {
+        "digits": {"levels": 2, "steps": 6, "hidden": 64, "bins": 8, "alpha": 0.005},
+        "mnist": {"levels": 2, "steps": 12, "hidden": 128, "bins": 8},
+        "fashion-mnist": {"levels": 2, "steps": 12, "hidden": 128, "bins": 8},
+        "cifar10": {"levels": 3, "steps": 7, "hidden": 96, "bins": 8},
     },
     "flowpp": {
         "digits": {"couplings": [2, 1, 1], "components": 4, "hidden": 32, "blocks": 1, "dropout": 0.2, "alpha": 0.005},
@@ -82,6 +89,7 @@ OPTIONS = {  # of a model, on the command line
     "levels": COUNT,
     "steps": COUNT,
     "components": COUNT,
+    "bins": COUNT,
     "hidden": COUNT,
     "blocks": COUNT,
     "dropout": SHARE,
@@ -126,7 +134,7 @@ def training_of(flow: str, data: str) -> Config:
     """Returns the settings with which this flow is trained on this data."""
     name = recipe_of(data)
     if name == "digits":
-        own = {"epochs": 60} if flow in ("glow", "flowpp") else {}
+        own = {"epochs": 60} if flow in ("glow", "spline", "flowpp") else {}
     else:  # batch, learning rate and average of the papers, where they differ from RealNVP's
         own = {"glow": {"batch_size": 512}, "flowpp": {"learning_rate": 3e-4, "ema": 0.999}}.get(flow, {})
     return {"warmup": 100, "clip": math.inf, "weight_decay": 0.0, "interval": None, **TRAINING[name], **own}
@@ -139,6 +147,7 @@ def _multiple(flow: str, model: Config) -> int:
     halvings = {
         "realnvp": model.get("scales", 1) - (not model.get("packed")),
         "glow": model.get("levels", 0),
+        "spline": model.get("levels", 0),
         "nice": 0,
     }
     return 2 ** halvings[flow]
@@ -165,6 +174,15 @@ def build(config: Config) -> ImageFlow:
         net = partial(ConvNet, hidden=config["hidden"])
         transforms = glow_transforms(
             shape, levels=config["levels"], steps=config["steps"], net=net, context_dim=classes
+        )
+    elif config["flow"] == "spline":
+        transforms = spline_transforms(
+            shape,
+            levels=config["levels"],
+            steps=config["steps"],
+            bins=config["bins"],
+            net=partial(ConvNet, hidden=config["hidden"]),
+            context_dim=classes,
         )
     elif config["flow"] == "flowpp":
         net = partial(GatedAttention, hidden=config["hidden"], dropout=config["dropout"])

@@ -20,8 +20,17 @@ from ..bijections.multiscale import Halves, Sandwich, Squeeze, SqueezeColumns
 from ..bijections.normalization import ActNorm
 from ..networks.attention import GatedAttention, GatedConvs
 from ..networks.conditioner import shape_of_context
-from ..networks.mlp import MLP
-from .assembly import Net, check_context_map, is_map, latent_to_data, shape_of_event, vector_couplings, with_context
+from .assembly import (
+    Net,
+    check_context_map,
+    is_map,
+    latent_to_data,
+    net_of_vectors,
+    reject_arguments,
+    shape_of_event,
+    vector_couplings,
+    with_context,
+)
 
 
 @recorded
@@ -30,6 +39,7 @@ def flowpp_transforms(
     *,
     couplings: int | Sequence[int] | None = None,
     components: int = 32,
+    hidden: Sequence[int] | None = None,
     net: Net | None = None,
     pointwise: bool = True,
     true_checkerboard: bool = False,
@@ -50,8 +60,8 @@ def flowpp_transforms(
         event_shape: D or (D,), or (C, H, W) with H and W divisible by 4 (by 2 with one kind of coupling).
         couplings: number of each kind, (4, 2, 3) by default; of a vector flow, 4 by default.
         components: K, logistics in the mixture of every element.
-        net: builds the networks, with ``size=(height, width)`` for images; ``GatedAttention`` by default, for vectors
-            ``MLP``.
+        hidden: widths of the hidden layers of the networks of a vector flow, (64, 64) by default; they are of tanh.
+        net: builds the networks, instead; for images ``GatedAttention`` by default, with ``size=(height, width)``.
         pointwise: whether there are 1x1 convolutions in an image flow.
         true_checkerboard: the checkerboard that the paper describes, in place of the columns of the released code.
         context_shape: length of the context vector of a conditional flow, or shape (C, H, W) of its context map. The
@@ -62,7 +72,8 @@ def flowpp_transforms(
         Bijections latent -> data.
 
     Raises:
-        ValueError: if an argument does not apply to events of this shape, or the shape cannot be split.
+        ValueError: if both ``hidden`` and ``net`` are given, an argument does not apply to events of this shape, or the
+            shape cannot be split.
     """
     shape = shape_of_event("flowpp_transforms", event_shape)
     count_of("components", components)
@@ -72,7 +83,9 @@ def flowpp_transforms(
         context = shape_of_context("flowpp_transforms", context_shape, context_dim)
         count = count_of("couplings", 4 if couplings is None else couplings)
         mixture = partial(MixtureLogistic, components)
-        return latent_to_data(vector_couplings(shape, count, MLP if net is None else net, mixture, context))
+        net = net_of_vectors("flowpp_transforms", net, hidden)
+        return latent_to_data(vector_couplings(shape, count, net, mixture, context))
+    reject_arguments("flowpp_transforms", shape, hidden=hidden)
     counts = (4, 2, 3) if couplings is None else tuple(couplings) if isinstance(couplings, Sequence) else (couplings,)
     if len(counts) not in (1, 3):
         raise ValueError(f"flowpp_transforms of images takes one or three numbers of couplings, but got {counts}.")

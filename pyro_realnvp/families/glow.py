@@ -15,11 +15,11 @@ from ..bijections.normalization import ActNorm
 from ..bijections.transformers import Affine, SigmoidLogScale, Transformer
 from ..networks.conditioner import shape_of_context
 from ..networks.convnet import ConvNet, ZeroConv
-from ..networks.mlp import MLP
 from .assembly import (
     Net,
     check_context_map,
     latent_to_data,
+    net_of_vectors,
     on_squeezed,
     reject_arguments,
     shape_of_event,
@@ -34,6 +34,7 @@ def glow_transforms(
     *,
     levels: int | None = None,
     steps: int | None = None,
+    hidden: Sequence[int] | None = None,
     net: Net | None = None,
     transformer: Callable[[], Transformer] | None = None,
     plu: bool = False,
@@ -56,7 +57,8 @@ def glow_transforms(
         event_shape: D or (D,), or (C, H, W) with H and W divisible by 2**levels.
         levels: number of levels of an image flow, 3 by default.
         steps: steps of a level, 32 by default; of a vector flow, 8 by default.
-        net: builds the networks; ``ConvNet`` for images, ``MLP`` for vectors by default.
+        hidden: widths of the hidden layers of the networks of a vector flow, (64, 64) by default; they are of tanh.
+        net: builds the networks, instead; for images ``ConvNet`` by default.
         transformer: builds the map of a coupling; ``lambda: Affine(SigmoidLogScale())`` by default.
         plu: the factorized 1x1 convolution instead of the plain one, which the released code uses.
         context_shape: length of the context vector of a conditional flow, or shape (C, H, W) of its context map.
@@ -66,18 +68,20 @@ def glow_transforms(
         Bijections latent -> data.
 
     Raises:
-        ValueError: if an argument does not apply to events of this shape, or the shape cannot be squeezed.
+        ValueError: if both ``hidden`` and ``net`` are given, an argument does not apply to events of this shape, or the
+            shape cannot be squeezed.
     """
     shape = shape_of_event("glow_transforms", event_shape)
     transformer = _sigmoid_affine if transformer is None else transformer
     if len(shape) == 1:
         reject_arguments("glow_transforms", shape, levels=levels)
         context = shape_of_context("glow_transforms", context_shape, context_dim)
-        network = with_context(MLP if net is None else net, context)
+        network = with_context(net_of_vectors("glow_transforms", net, hidden), context)
         layers = _steps(shape, count_of("steps", 8 if steps is None else steps), network, transformer, plu=plu)
         if shape[0] == 1 and context is not None:
             layers.append(Elementwise(shape, Affine(), network(0, 2)))  # in place of couplings
         return latent_to_data(layers)
+    reject_arguments("glow_transforms", shape, hidden=hidden)
     context = check_context_map("glow_transforms", shape, context_shape, context_dim)
     count = count_of("levels", 3 if levels is None else levels)
     per_level = count_of("steps", 32 if steps is None else steps)

@@ -36,8 +36,9 @@ def nice_transforms(
     Args:
         event_shape: D or (D,), or (C, H, W).
         couplings: number of couplings.
-        hidden: widths of the hidden layers of the networks, (128, 128) by default for vectors.
-        net: builds the networks, instead; for images the paper's five layers of 1000 ReLU by default.
+        hidden: widths of the hidden layers of the networks: for vectors (64, 64) by default, of tanh; for images the
+            paper's five layers of 1000, of ReLU.
+        net: builds the networks, instead.
         context_shape: length of the context vector of a conditional flow, or shape (C, H, W) of its context map.
         context_dim: length of the context vector, instead.
 

@@ -14,7 +14,7 @@ from ..bijections.coupling import MaskedCoupling, SplitCoupling
 from ..bijections.masks import channelwise, checkerboard
 from ..bijections.multiscale import FactorOut, Sandwich, Squeeze, SqueezeCheckerboard
 from ..bijections.normalization import BatchNorm
-from ..bijections.transformers import Affine, TanhLogScale, Transformer
+from ..bijections.transformers import Affine, SoftClipLogScale, TanhLogScale, Transformer
 from ..networks.conditioner import shape_of_context
 from ..networks.resnet import ResNet
 from .assembly import (
@@ -61,9 +61,9 @@ def realnvp_transforms(
         event_shape: D or (D,), or (C, H, W) with H and W divisible by 2**(scales - 1).
         couplings: number of couplings of a vector flow, 8 by default.
         scales: number of scales of an image flow, 2 by default.
-        hidden: widths of the hidden layers of the networks of a vector flow, (128, 128) by default.
-        net: builds the networks, instead; ``MLP`` by default for vectors, ``partial(ResNet, hidden=64, blocks=8)`` for
-            images.
+        hidden: widths of the hidden layers of the networks of a vector flow, (64, 64) by default; they are of tanh.
+        net: builds the networks, instead; for images ``partial(ResNet, hidden=64, blocks=8)`` by default. The scales of
+            a coupling of vectors then are at most exp(7), those of ``Affine()``, and else exp(2).
         packed: in an image flow, checkerboard couplings on boards of half the size (:class:`SqueezeCheckerboard`): a
             step takes about half as long, and the networks see other neighbourhoods than the paper's. The width must
             be divisible by 2**scales.
@@ -83,13 +83,19 @@ def realnvp_transforms(
         context = shape_of_context("realnvp_transforms", context_shape, context_dim)
         count = count_of("couplings", 8 if couplings is None else couplings)
         warn_of_one_coordinate("realnvp_transforms", shape)
+        affine = _calm_affine if net is None else Affine
         net = net_of_vectors("realnvp_transforms", net, hidden)
-        return latent_to_data(vector_couplings(shape, count, net, Affine, context))
+        return latent_to_data(vector_couplings(shape, count, net, affine, context))
     reject_arguments("realnvp_transforms", shape, couplings=couplings, hidden=hidden)
     context = check_context_map("realnvp_transforms", shape, context_shape, context_dim)
     net = partial(ResNet, hidden=64, blocks=8) if net is None else net
     count = count_of("scales", 2 if scales is None else scales)
     return latent_to_data(_scale(shape, count, 0, net, context, packed=packed))
+
+
+def _calm_affine() -> Affine:
+    """Makes couplings that together scale by exp(8) and more, and a point far from the data by little enough."""
+    return Affine(SoftClipLogScale(2.0))
 
 
 def _scale(shape: Size, scales: int, level: int, net: Net, context: Size | None, *, packed: bool) -> list[Bijection]:

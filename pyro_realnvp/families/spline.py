@@ -42,8 +42,8 @@ def spline_transforms(
         steps: steps of a level, 8 by default.
         bins: bins of a spline.
         bound: of the splines, in the units of the data.
-        hidden: widths of the hidden layers of the networks of a vector flow, (128, 128) by default.
-        net: builds the networks, instead; ``MLP`` for vectors, ``ConvNet`` for images by default.
+        hidden: widths of the hidden layers of the networks of a vector flow, (64, 64) by default; they are of tanh.
+        net: builds the networks, instead; for images ``ConvNet`` by default.
         context_shape: length of the context vector of a conditional flow, or shape (C, H, W) of its context map.
         context_dim: length of the context vector, instead.
 

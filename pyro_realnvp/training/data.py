@@ -322,12 +322,16 @@ def default_weight_decay(rows: Rows) -> float:
     return min(0.1, 30 / rows.count) if rows.count else 0.0
 
 
-def default_noise(flow: nn.Module, rows: Rows) -> Tensor | None:
-    """Standard deviation of every element of x times 1 / sqrt(N), at most 0.05, for a Flow on the whole real line."""
+def default_noise(flow: nn.Module, rows: Rows, *, anneals: bool) -> Tensor | None:
+    """Returns the noise of a Flow on the whole real line: a share of the standard deviation of every element of x.
+
+    It is 1 / sqrt(N), at most 0.05; or the start of an annealing, from more than any data should need.
+    """
     if not isinstance(flow, Flow) or not rows.count or not rows.first[0].is_floating_point():
         return None
     on_real_line = unbounded(flow.transforms.codomain)
-    return rows.standard_deviation() * min(0.05, rows.count**-0.5) if on_real_line else None
+    share = min(0.3, 4 * rows.count**-0.5) if anneals else min(0.05, rows.count**-0.5)
+    return rows.standard_deviation() * share if on_real_line else None
 
 
 def _tensor(value: Any, like: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .._runtime.checks import at_least
 from ..flow import Flow
+from .annealing import Noise
 from .data import Rows, default_noise, default_weight_decay, hold_out, rows_of
 from .history import History
 from .maximum_likelihood import MaximumLikelihood, seeded
@@ -72,9 +73,13 @@ def fit(
         weight_decay: of AdamW, for the matrices and kernels; biases and scales are not decayed. None: 30 / N, at most
             0.1 and at least 0.
         noise: standard deviation of Gaussian noise that is added to x at every step, in the units of x. None, for a
-            Flow on the whole real line: the standard deviation of each element times min(0.05, 1 / sqrt(N)); else 0.
-        patience: number of intervals without a lower validation loss that ends the training. None: 10 if neither steps
-            nor epochs are given; else there is no early end, and the best state is kept all the same.
+            Flow on the whole real line: in units of the standard deviation of each element, min(0.05, 1 / sqrt(N)) if
+            steps or epochs are given; else it begins at min(0.3, 4 / sqrt(N)), and whenever ``patience`` is exhausted,
+            the training goes back to the best state and on with half the noise, as long as that helps. For other
+            flows, 0.
+        patience: number of intervals without a lower validation loss that ends the training (but see ``noise``). None:
+            10 if neither steps nor epochs are given; else there is no early end, and the best state is kept all the
+            same.
         interval: steps between validations; an epoch by default, and at least 50.
         ema: decay of the averaged weights and statistics; 0 keeps the weights of the last step.
         clip: largest norm of the gradient of all parameters together.
@@ -150,14 +155,15 @@ def fit(
                 patience = 10 if steps is None else sys.maxsize
             every = at_least("interval", interval if interval is not None else max(50, epoch or 0))
             decay = default_weight_decay(rows) if weight_decay is None else weight_decay
-            spread = default_noise(flow, rows) if noise is None else noise or None
+            ends_itself = steps is None and held_out is not None
+            spread = default_noise(flow, rows, anneals=ends_itself) if noise is None else noise or None
             training = MaximumLikelihood(
                 flow,
                 rows,
                 held_out,
                 learning_rate,
                 decay,
-                spread,
+                Noise(spread, anneals=noise is None and ends_itself),
                 steps,
                 ema,
                 clip,

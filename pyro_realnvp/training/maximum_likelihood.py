@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..flow import Flow
 from ..image_flow import ImageFlow
 from ..networks.channel_norm import ChannelNorm
+from .annealing import Noise
 from .average import exponential_average
 from .data import Batch, Rows
 from .divergence import DivergedError, Recovery
@@ -32,7 +33,7 @@ class MaximumLikelihood:
         held_out: Rows | None,
         learning_rate: float,
         weight_decay: float,
-        spread: Tensor | float | None,
+        noise: Noise,
         steps: int | None,
         ema: float,
         clip: float,
@@ -51,10 +52,10 @@ class MaximumLikelihood:
 
         def loss() -> Tensor:
             x, *context = next(self.batches)
-            self.batch = (x if spread is None else x + spread * torch.randn_like(x), *context)
+            self.batch = (noise(x), *context)
             return -_log_density(flow, *self.batch).mean()
 
-        self.batches = rows.batches()
+        self.noise, self.batches = noise, rows.batches()
         matrices = [p for p in flow.parameters() if p.requires_grad and p.dim() > 1]
         others = [p for p in flow.parameters() if p.requires_grad and p.dim() <= 1]
         self.optimizer = torch.optim.AdamW(
@@ -75,6 +76,7 @@ class MaximumLikelihood:
             "optimizer": self.optimizer,
             "scheduler": self.scheduler,
             "batches": self.batches,
+            "noise": noise,
             "progress": self.progress,
             "recovery": recovery,
         }
@@ -91,6 +93,8 @@ class MaximumLikelihood:
         best, course = BestState(self.averaged, patience), Course()
         if checkpoint is not None:
             checkpoint.track(**self.parts, best=best, course=course)
+        if self.held_out is not None and self.progress.step == 0:
+            best.stop(self.validate())  # a flow may start where few data cannot improve it
         self.flow.train()
         start = perf_counter() - course.seconds
 
@@ -100,9 +104,11 @@ class MaximumLikelihood:
             course.rows = [*course.rows, row]
             if self.held_out is None:
                 best.state = deepcopy(self.averaged.state_dict())  # there is nothing to select by
-            elif best.stop(row["validation"]):
-                course.ended_by = "patience"
+            rests = self.held_out is not None and best.stop(row["validation"])
             course.best_step = course.best_step if best.waited else step
+            self.noise.note(improved=not best.waited)
+            if rests and not self.noise.halve(lambda: self.go_back(best)):
+                course.ended_by = "patience"
             self.recovery.remember()
             if callback is not None:
                 with _holding(self.flow, self.averaged):
@@ -127,6 +133,12 @@ class MaximumLikelihood:
             self.flow.load_state_dict(best.state)
             self.flow.eval()
         return History.from_rows(course.rows, unit=self.unit, best_step=course.best_step, ended_by=course.ended_by)
+
+    def go_back(self, best: BestState) -> None:
+        """Goes on from the best state, with as much patience as at first."""
+        best.restore()
+        self.flow.load_state_dict(best.state)
+        best.waited = 0
 
     def recover(self, error: DivergedError) -> bool:
         """Diagnoses the flow on the last batch, while it is as the error has found it; then goes back, if it may."""

@@ -109,8 +109,8 @@ def test_vector_defaults():
     assert [layer.swap for layer in layers] == [False, True] * 4
     for layer in layers:
         linear = [m for m in layer.conditioner.modules() if isinstance(m, nn.Linear)]
-        assert [m.out_features for m in linear[:-1]] == [128, 128]
-        assert sum(isinstance(m, nn.SiLU) for m in layer.conditioner.modules()) == 2
+        assert [m.out_features for m in linear[:-1]] == [64, 64]
+        assert sum(isinstance(m, nn.Tanh) for m in layer.conditioner.modules()) == 2
     flow = Flow(StandardNormal(5), realnvp_transforms(5))
     assert flow.train()(torch.randn(1, 5)).shape == (1,)  # a batch of one needs no care
 

@@ -43,7 +43,7 @@ from pyro_realnvp.networks.channel_norm import ChannelNorm
 from pyro_realnvp.training.diagnosis import WIDTH
 from pyro_realnvp.training.divergence import DivergedError
 
-from zoo import Sinh, component, features, mlp, resnet, small_flowpp, small_glow, split
+from zoo import Sinh, alone, component, features, mlp, resnet, small_flowpp, small_glow, split
 
 NAN, INF = float("nan"), float("inf")
 HEAD = ["layer", "kind", "shape", "parameters", "values", "log-dets", "inverse", "bound", "gradient"]
@@ -540,7 +540,7 @@ def test_the_walk_ends_where_the_flow_does():
 
 HEALTHY = {
     "vector": vector,
-    "vector-1": lambda: vector(1),
+    "vector-1": lambda: Flow(StandardNormal(1), alone(realnvp_transforms, net=mlp)),
     "nice": lambda: Flow(StandardNormal(5), nice_transforms(5, net=mlp)),
     "flowpp-vector": lambda: Flow(StandardNormal(3), flowpp_transforms(3, couplings=2, components=3, net=mlp)),
     "image": image,

@@ -1,5 +1,7 @@
 """Training by maximum likelihood: data of any kind, a held-out part, the best averaged state, errors that help."""
 
+import copy
+import importlib
 import math
 import sys
 
@@ -25,6 +27,7 @@ from pyro_realnvp import (
     nice_transforms,
     realnvp_transforms,
 )
+from pyro_realnvp.training.annealing import Noise
 from pyro_realnvp.training.data import default_noise, default_weight_decay, rows_of
 
 from zoo import alone, calm_attention, convnet, features, mlp
@@ -336,8 +339,8 @@ def test_arguments_that_do_not_fit(data, options, message):
     [
         (realnvp_transforms(2), "needs a Module, such as Flow.*list"),
         (gaussian(), "needs a Module, such as Flow.*Tensor"),
-        (Chain(realnvp_transforms(2)), r"shape \(256,\), but Chain returned \(256, 2\)"),
-        (nn.Linear(2, 1), r"shape \(256,\), but Linear returned \(256, 1\)"),
+        (Chain(realnvp_transforms(2)), r"shape \(200,\), but Chain returned \(200, 2\)"),
+        (nn.Linear(2, 1), r"shape \(200,\), but Linear returned \(200, 1\)"),
     ],
 )
 def test_what_is_no_density(module, message):
@@ -388,12 +391,62 @@ def test_defaults_by_the_number_of_rows():
     rows = {n: rows_of(gaussian(n), None, like=torch.zeros(()), batch_size=10) for n in (100, 3000, 300_000)}
     assert [default_weight_decay(each) for each in rows.values()] == pytest.approx([0.1, 0.01, 1e-4])
     for n, each in rows.items():
-        torch.testing.assert_close(
-            default_noise(flow_of(), each), min(0.05, n**-0.5) * gaussian(n).std(0, correction=0)
-        )
+        for anneals, share in ((False, min(0.05, n**-0.5)), (True, min(0.3, 4 * n**-0.5))):
+            noise = default_noise(flow_of(), each, anneals=anneals)
+            torch.testing.assert_close(noise, share * gaussian(n).std(0, correction=0))
     bounded = Flow(StandardNormal(2), [Logit(0.05).inv])
-    assert default_noise(bounded, rows[100]) is None
-    assert default_noise(nn.Linear(2, 1), rows[100]) is None
+    assert default_noise(bounded, rows[100], anneals=True) is None
+    assert default_noise(nn.Linear(2, 1), rows[100], anneals=True) is None
+
+
+def test_a_flow_that_cannot_be_improved_stays_as_it_starts():
+    flow = flow_of()
+    start = copy.deepcopy(flow.state_dict())
+    history = fit(flow, torch.randn(40, 2), learning_rate=0.5, clip=math.inf, patience=2, seed=0, progress=False)
+    assert history.best_step == 0
+    assert all(torch.equal(value, start[key]) for key, value in flow.state_dict().items())
+
+
+def test_without_steps_the_noise_is_halved_as_long_as_that_helps():
+    """Two narrow clusters, which wide noise hides; of few rows, narrow noise would make a cluster each."""
+    torch.manual_seed(0)
+    x = 0.03 * torch.randn(600, 2) + torch.randint(2, (600, 1)) * 2.0 - 1
+    made, factors = [], []
+
+    def make(*args, **options):
+        made.append(Noise(*args, **options))
+        return made[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(importlib.import_module("pyro_realnvp.training.fit"), "Noise", make)
+        options = {"patience": 3, "seed": 0, "progress": False}
+        history = fit(flow_of(), x, callback=lambda _: factors.append(made[0].factor), **options)
+    assert sorted(set(factors), reverse=True) == [2.0**-k for k in range(len(set(factors)))]
+    assert len(set(factors)) > 3
+    assert factors == sorted(factors, reverse=True)
+    assert history.ended_by == "patience"
+
+
+def test_noise_that_is_given_stays():
+    noise = Noise(0.1, anneals=False)
+    assert not noise.halve(lambda: pytest.fail("it went back"))
+    assert Noise(None, anneals=True)(torch.ones(3)).tolist() == [1, 1, 1]
+
+
+def test_a_halving_that_did_not_help_is_the_last():
+    noise, backs = Noise(0.1, anneals=True), []
+    assert noise.halve(lambda: backs.append(1))
+    noise.note(improved=False)
+    assert not noise.halve(lambda: backs.append(2))
+    noise.note(improved=True)
+    noise.note(improved=False)
+    assert noise.halve(lambda: backs.append(3))
+    assert (backs, noise.factor) == ([1, 3], 0.25)
+    again = Noise(0.1, anneals=True)
+    again.load_state_dict(noise.state_dict())
+    assert (again.factor, again.helped) == (0.25, False)
+    with pytest.raises(ValueError, match=r"factor of the noise should be in \(0, 1\], but is -1"):
+        again.load_state_dict({"factor": -1.0, "helped": True})
 
 
 def test_noise_is_in_the_units_of_x():
