@@ -56,7 +56,7 @@ MODELS: dict[str, dict[str, Config]] = {
         "cifar10": {"levels": 3, "steps": 32, "hidden": 512},
     },
     "spline": {
-        "digits": {"levels": 2, "steps": 6, "hidden": 64, "bins": 8, "alpha": 0.005},
+        "digits": {"levels": 2, "steps": 8, "hidden": 64, "bins": 8, "alpha": 0.005},
         "mnist": {"levels": 2, "steps": 12, "hidden": 128, "bins": 8},
         "fashion-mnist": {"levels": 2, "steps": 12, "hidden": 128, "bins": 8},
         "cifar10": {"levels": 3, "steps": 7, "hidden": 96, "bins": 8},
