@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Transform, transforms
 
+from ._runtime.arguments import shown
 from ._runtime.construction import ACTIVATIONS, MARKED, Call, Item, Name, Unrecordable, record_of
+from ._runtime.reasons import ERRORS, reason
 from ._runtime.state import load_all_or_nothing
 from .bijections.bijection import Inverse
 
@@ -126,8 +128,8 @@ def make(description: Description, tensors: Mapping[str, Tensor]) -> Any:
         for node in description["nodes"]:
             reader.made.append(reader.node(node))
         return reader.made[description["root"]]
-    except (KeyError, IndexError, TypeError, AttributeError, RuntimeError, RecursionError) as error:
-        raise ValueError(f"The configuration describes no flow: {error!r:.200}") from error
+    except ERRORS as error:
+        raise ValueError(f"the configuration describes no flow: {reason(error)}") from error
 
 
 class _Reader:
@@ -147,11 +149,11 @@ class _Reader:
                 return nn.Sequential(*(self.made[part] for part in parts))
             case {"torch": str(name), "arguments": dict(arguments)} if name in _TORCH:
                 return _TORCH[name][0](**self._arguments(arguments))
-        raise ValueError(f"The configuration has a part that is not known: {node!r:.200}")
+        raise ValueError(f"the configuration has a part that is not known, {shown(node)}.")
 
     def _marked(self, name: str) -> Any:
         if name not in MARKED:
-            raise ValueError(f"The configuration names {name!r:.100}, which is no class or function of pyro_realnvp.")
+            raise ValueError(f"the configuration names {shown(name)}, which is no class or function of pyro_realnvp.")
         return MARKED[name]
 
     def _arguments(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -171,7 +173,7 @@ class _Reader:
                 return ACTIVATIONS[name] if name in ACTIVATIONS else self._marked(name)
             case {"partial": str(name), "args": list(args), "arguments": dict(arguments)}:
                 return partial(self._marked(name), *map(self._value, args), **self._arguments(arguments))
-        raise ValueError(f"The configuration has a value that is not known: {value!r:.200}")
+        raise ValueError(f"the configuration has a value that is not known, {shown(value)}.")
 
 
 def load_state(

@@ -28,8 +28,11 @@ def check_types(name: str, annotations: Mapping[str, Any], arguments: Mapping[st
 
 
 def shown(value: object) -> str:
-    """Returns a value for an error in one line: as Python writes it, or its type where that is long."""
-    text = " ".join(repr(value).split())
+    """Returns a value for an error in one line: as Python writes it, or its type where that is long or too deep."""
+    try:
+        text = " ".join(repr(value).split())
+    except RecursionError:
+        return type(value).__name__
     return text if len(text) <= 60 and not isinstance(value, Tensor | nn.Module) else type(value).__name__
 
 

@@ -13,6 +13,9 @@ from typing import Any
 
 from torch import Tensor
 
+from .._runtime.arguments import shown
+from .._runtime.reasons import reason
+
 _KEY = "pyro_realnvp"
 _DIGEST = "sha256"
 
@@ -70,7 +73,8 @@ def read_file(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any] | Non
         header = json.loads(content[8 : 8 + size])
     except (SafetensorError, ValueError, RecursionError) as error:
         raise ValueError(
-            f"{path} is truncated or no safetensors file: {error}. A file by torch.save is read by torch.load."
+            f"{path} is truncated or no safetensors file ({reason(error)[:-1]}); a file by torch.save is read by "
+            f"torch.load."
         ) from error
     metadata = header.get("__metadata__", {})
     if _KEY not in metadata:
@@ -78,9 +82,9 @@ def read_file(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any] | Non
     try:
         config = json.loads(metadata[_KEY])
     except (ValueError, RecursionError) as error:  # numbers of thousands of digits, too
-        raise ValueError(f"{path} has a configuration that is no JSON: {error}.") from error
+        raise ValueError(f"{path} has a configuration that is no JSON: {reason(error)}") from error
     if not isinstance(config, dict):
-        raise ValueError(f"{path} has a configuration that is no JSON object: {metadata[_KEY]:.50}.")
+        raise ValueError(f"{path} has a configuration that is no JSON object, {shown(config)}.")
     found, data = metadata.pop(_DIGEST, None), memoryview(content)[8 + size :]
     # The files of format 1 had no checksum; no single bit makes a 1 of another format's number.
     if found != _digest(header, data) and not (found is None and config.get("format") == 1):

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._runtime.arguments import shown
 from .stateful import entry
 
 _COLUMNS = {
@@ -23,7 +24,7 @@ _COLUMNS = {
 def _end(state: Mapping[str, Any]) -> str:
     end: str = entry(state, "ended_by", str)
     if end not in ("steps", "patience", "callback"):
-        raise ValueError(f"ended_by should be steps, patience or callback, but is {end:.50}.")
+        raise ValueError(f"ended_by should be steps, patience or callback, but is {shown(end)}.")
     return end
 
 
@@ -47,7 +48,7 @@ class Course:
         rows, best_step, ended_by = entry(state, "rows", list), entry(state, "best_step", int), _end(state)
         for row in rows:
             if not isinstance(row, dict) or row.keys() != _COLUMNS.keys():
-                raise ValueError(f"a row should have {', '.join(_COLUMNS)}, but is {row!r:.100}.")
+                raise ValueError(f"a row should have {', '.join(_COLUMNS)}, but is {shown(row)}.")
             for name in _COLUMNS:
                 entry(row, name, *((int,) if name == "step" else (float, int)))
         self.rows, self.best_step, self.ended_by = rows, best_step, ended_by

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from .checkpoint import check_values
-
-# What loading a state of other types raises, in torch or in a class of the user's.
-_ERRORS = (ValueError, TypeError, LookupError, AttributeError, RuntimeError, ArithmeticError, MemoryError)
+from .._runtime.arguments import shown
+from .._runtime.reasons import ERRORS, reason
+from .values import check_values
 
 
 class Stateful(Protocol):
@@ -60,13 +59,14 @@ def entry(state: Any, name: str, *kinds: type) -> Any:
     """Returns an entry of a state.
 
     Raises:
-        ValueError: if it is missing, or of none of these types; a bool is no int.
+        ValueError: if it is missing, or of none of these types; a bool is no int, but an OrderedDict is a dict.
     """
     if not isinstance(state, Mapping) or name not in state:
         raise ValueError(f"it has no {name!r}.")
-    if type(state[name]) not in kinds:
-        raise ValueError(f"{name} should be a {kinds[0].__name__}, but is a {type(state[name]).__name__}.")
-    return state[name]
+    value = state[name]
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        raise ValueError(f"{name} should be a {kinds[0].__name__}, but is a {type(value).__name__}.")
+    return value
 
 
 def load_part(part: Stateful, name: str, states: Any) -> None:
@@ -86,8 +86,8 @@ def load_part(part: Stateful, name: str, states: Any) -> None:
         elif isinstance(part, LRScheduler):
             _check_alike(state, part.state_dict(), "the schedule")
         part.load_state_dict(state)
-    except _ERRORS as error:
-        raise ValueError(f"its state of {name!r} does not fit: {error}") from error
+    except ERRORS as error:
+        raise ValueError(f"its state of {name!r} does not fit: {reason(error)}") from error
 
 
 def _check_optimizer(optimizer: torch.optim.Optimizer, state: Any) -> None:
@@ -99,7 +99,7 @@ def _check_optimizer(optimizer: torch.optim.Optimizer, state: Any) -> None:
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for index, values in entry(state, "state", dict).items():
         if type(index) is not int or not 0 <= index < len(parameters) or not isinstance(values, dict):
-            raise ValueError(f"there is no parameter {index!r:.50} with a state.")
+            raise ValueError(f"there is no parameter {shown(index)} with a state.")
         for key, value in values.items():
             if isinstance(value, Tensor) and value.is_floating_point() and not value.isfinite().all():
                 raise ValueError(f"{key} of the parameter {index} is not finite.")
@@ -108,11 +108,14 @@ def _check_optimizer(optimizer: torch.optim.Optimizer, state: Any) -> None:
         shape = tuple(parameters[index].shape)
         for key, expected in {"step": (), "exp_avg": shape, "exp_avg_sq": shape}.items():
             value = entry(values, key, Tensor)
-            if tuple(value.shape) != expected or not value.is_floating_point():
+            dtype = value.dtype if key == "step" and value.is_floating_point() else parameters[index].dtype
+            if tuple(value.shape) != expected or value.dtype != dtype:
                 raise ValueError(
-                    f"{key} of the parameter {index} should have shape {expected}, but is a tensor of {value.dtype} "
-                    f"and {tuple(value.shape)}."
+                    f"{key} of the parameter {index} should have shape {expected} and {dtype}, but has "
+                    f"{tuple(value.shape)} and {value.dtype}."
                 )
+            if key != "exp_avg" and (value < 0).any():
+                raise ValueError(f"{key} of the parameter {index} cannot be {value.min().item():g}.")
 
 
 def _check_alike(found: Any, own: Any, place: str) -> None:
@@ -121,8 +124,8 @@ def _check_alike(found: Any, own: Any, place: str) -> None:
     if type(found) is not type(own) and not numbers:
         raise ValueError(f"{place} should be a {type(own).__name__}, but is a {type(found).__name__}.")
     if isinstance(own, dict):
-        if found.keys() != own.keys():
-            raise ValueError(f"{place} should have {', '.join(map(str, own))}, but has {', '.join(map(str, found))}.")
+        if other := sorted(found.keys() ^ own.keys(), key=str):
+            raise ValueError(f"{shown(other[0])} of {place} is {'missing' if other[0] in own else 'unknown'}.")
         for key, value in own.items():
             _check_alike(found[key], value, f"{key} of {place}")
     elif isinstance(own, list | tuple):
