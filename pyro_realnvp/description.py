@@ -8,13 +8,13 @@ nodes and tensors. Reading looks every name up in a fixed table: it imports and 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal, get_type_hints
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Transform, transforms
 
-from ._runtime.arguments import shown
+from ._runtime.arguments import check_types, shown
 from ._runtime.construction import ACTIVATIONS, MARKED, Call, Item, Name, Unrecordable, record_of
 from ._runtime.reasons import ERRORS, reason
 from ._runtime.state import load_all_or_nothing
@@ -22,23 +22,33 @@ from .bijections.bijection import Inverse
 
 Description = dict[str, Any]
 _INVERSE = type(transforms.ExpTransform().inv)
+_NUMBERS = float | Tensor
 
-# Classes of torch, and the attributes that hold the arguments of their constructors.
-_TORCH: dict[str, tuple[type, Sequence[str]]] = {
-    **{name: (kind, tuple(inspect.signature(kind).parameters)) for name, kind in ACTIVATIONS.items()},
-    "Dropout": (nn.Dropout, ("p",)),
-    "Flatten": (nn.Flatten, ("start_dim", "end_dim")),
-    "Linear": (nn.Linear, ("in_features", "out_features", "bias")),
-    "AffineTransform": (transforms.AffineTransform, ("loc", "scale", "event_dim")),
-    "ComposeTransform": (transforms.ComposeTransform, ("parts",)),
-    "ExpTransform": (transforms.ExpTransform, ()),
-    "IndependentTransform": (transforms.IndependentTransform, ("base_transform", "reinterpreted_batch_ndims")),
-    "PowerTransform": (transforms.PowerTransform, ("exponent",)),
-    "ReshapeTransform": (transforms.ReshapeTransform, ("in_shape", "out_shape")),
-    "SigmoidTransform": (transforms.SigmoidTransform, ()),
-    "SoftplusTransform": (transforms.SoftplusTransform, ()),
-    "StickBreakingTransform": (transforms.StickBreakingTransform, ()),
-    "TanhTransform": (transforms.TanhTransform, ()),
+
+def _activation(kind: type) -> tuple[type, dict[str, Any]]:
+    hints = {"approximate": Literal["none", "tanh"]} if kind is nn.GELU else get_type_hints(kind.__init__)  # type: ignore[misc]
+    return kind, {name: hints.get(name, Any) for name in inspect.signature(kind).parameters}
+
+
+# Classes of torch, and the attributes that hold the arguments of their constructors, with the types that these take.
+_TORCH: dict[str, tuple[type, Mapping[str, Any]]] = {
+    **{name: _activation(kind) for name, kind in ACTIVATIONS.items()},
+    "Dropout": (nn.Dropout, {"p": float}),
+    "Flatten": (nn.Flatten, {"start_dim": int, "end_dim": int}),
+    "Linear": (nn.Linear, {"in_features": int, "out_features": int, "bias": bool}),
+    "AffineTransform": (transforms.AffineTransform, {"loc": _NUMBERS, "scale": _NUMBERS, "event_dim": int}),
+    "ComposeTransform": (transforms.ComposeTransform, {"parts": Sequence[Transform]}),
+    "ExpTransform": (transforms.ExpTransform, {}),
+    "IndependentTransform": (
+        transforms.IndependentTransform,
+        {"base_transform": Transform, "reinterpreted_batch_ndims": int},
+    ),
+    "PowerTransform": (transforms.PowerTransform, {"exponent": _NUMBERS}),
+    "ReshapeTransform": (transforms.ReshapeTransform, {"in_shape": Sequence[int], "out_shape": Sequence[int]}),
+    "SigmoidTransform": (transforms.SigmoidTransform, {}),
+    "SoftplusTransform": (transforms.SoftplusTransform, {}),
+    "StickBreakingTransform": (transforms.StickBreakingTransform, {}),
+    "TanhTransform": (transforms.TanhTransform, {}),
 }
 _NAMES = {kind: name for name, (kind, _) in _TORCH.items()}
 
@@ -148,7 +158,10 @@ class _Reader:
             case {"sequential": list(parts)}:
                 return nn.Sequential(*(self.made[part] for part in parts))
             case {"torch": str(name), "arguments": dict(arguments)} if name in _TORCH:
-                return _TORCH[name][0](**self._arguments(arguments))
+                kind, types = _TORCH[name]
+                made = self._arguments(arguments)
+                check_types(name, types, made)
+                return kind(**made)
         raise ValueError(f"the configuration has a part that is not known, {shown(node)}.")
 
     def _marked(self, name: str) -> Any:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from types import NoneType, UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from torch import Tensor, nn
 from torch.distributions import Transform
@@ -42,6 +42,8 @@ def _fits(value: Any, wanted: Any) -> bool:
         return _fits(value, get_args(wanted)[0])
     if origin in (Union, UnionType):
         return any(_fits(value, each) for each in get_args(wanted))
+    if origin is Literal:
+        return any(value == each for each in get_args(wanted))
     if wanted is int:
         return is_integer(value)
     if wanted is float:
@@ -80,6 +82,8 @@ def _words(wanted: Any) -> str:
     origin, args = get_origin(wanted), get_args(wanted)
     if origin is Annotated:
         return str(args[1])
+    if origin is Literal:
+        return " or ".join(map(repr, args))
     if origin in (Union, UnionType):
         return " or ".join(_words(each) for each in args)
     if origin is Sequence:

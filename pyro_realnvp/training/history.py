@@ -28,6 +28,15 @@ def _end(state: Mapping[str, Any]) -> str:
     return end
 
 
+def _check_values(columns: Mapping[str, Tensor]) -> None:
+    """Raises ValueError unless all but the losses on held-out data are numbers that a training has."""
+    for name in ("loss", "learning_rate", "seconds"):
+        if not columns[name].isfinite().all():
+            raise ValueError(f"{name} should be finite, but is {shown(columns[name].tolist())}.")
+    if (columns["step"] < 0).any():
+        raise ValueError(f"step should not be negative, but is {shown(columns['step'].tolist())}.")
+
+
 @dataclass
 class Course:
     """The rows of a training that is not over, and what is known of its best state and its end."""
@@ -51,6 +60,7 @@ class Course:
                 raise ValueError(f"a row should have {', '.join(_COLUMNS)}, but is {shown(row)}.")
             for name in _COLUMNS:
                 entry(row, name, *((int,) if name == "step" else (float, int)))
+            _check_values({name: torch.tensor(row[name]) for name in _COLUMNS})
         self.rows, self.best_step, self.ended_by = rows, best_step, ended_by
 
 
@@ -94,6 +104,7 @@ class History:
         for name, column in columns.items():
             if column.dtype != _COLUMNS[name] or column.shape != (len(columns["step"]),):
                 raise ValueError(f"{name} should be a column, but is of {column.dtype} and {tuple(column.shape)}.")
+        _check_values(columns)
         rest = {"unit": entry(state, "unit", str), "best_step": entry(state, "best_step", int)}
         return cls(**columns, **rest, ended_by=_end(state))
 

@@ -63,7 +63,9 @@ def _made(tree: Any, left: dict[str, Tensor]) -> Any:
             return tuple(_made(part, left) for part in parts)
         case {"dict": list(pairs), **rest} if not rest and all(type(pair) is list and len(pair) == 2 for pair in pairs):
             try:
-                return {_made(key, left): _made(value, left) for key, value in pairs}
+                made = {_made(key, left): _made(value, left) for key, value in pairs}
             except TypeError as error:
                 raise ValueError(f"the state of a training has a dict that is none: {reason(error)}") from error
+            if len(made) == len(pairs):
+                return made
     raise ValueError(f"the state of a training has a part that is not known, {shown(tree)}.")
