@@ -18,6 +18,7 @@ from ._runtime.arguments import check_types, shown
 from ._runtime.construction import ACTIVATIONS, MARKED, Call, Item, Name, Unrecordable, record_of
 from ._runtime.reasons import ERRORS, reason
 from ._runtime.state import load_all_or_nothing
+from .bases import Base
 from .bijections.bijection import Inverse
 
 Description = dict[str, Any]
@@ -152,17 +153,24 @@ class _Reader:
             case {"item": [int(call), int(index)]}:
                 return self.made[call][index]
             case {"call": str(name), "arguments": dict(arguments)}:
-                return self._marked(name)(**self._arguments(arguments))
+                return self._called(name, self._arguments(arguments))
             case {"inverse": int(index)}:
                 return self.made[index].inv
             case {"sequential": list(parts)}:
-                return nn.Sequential(*(self.made[part] for part in parts))
+                modules = [self.made[part] for part in parts]
+                if any(isinstance(module, Base | Transform) for module in modules):
+                    raise ValueError("the configuration has a bijection, or the base of a flow, within a network.")
+                return nn.Sequential(*modules)
             case {"torch": str(name), "arguments": dict(arguments)} if name in _TORCH:
-                kind, types = _TORCH[name]
-                made = self._arguments(arguments)
-                check_types(name, types, made)
-                return kind(**made)
+                return _of_torch(name, self._arguments(arguments))
         raise ValueError(f"the configuration has a part that is not known, {shown(node)}.")
+
+    def _called(self, name: str, arguments: Mapping[str, Any]) -> Any:
+        function = self._marked(name)
+        for key, value in arguments.items():
+            if isinstance(value, Base) and key != "base":
+                raise ValueError(f"{name} takes no {type(value).__name__} as {key}.")
+        return function(**arguments)
 
     def _marked(self, name: str) -> Any:
         if name not in MARKED:
@@ -187,6 +195,19 @@ class _Reader:
             case {"partial": str(name), "args": list(args), "arguments": dict(arguments)}:
                 return partial(self._marked(name), *map(self._value, args), **self._arguments(arguments))
         raise ValueError(f"the configuration has a value that is not known, {shown(value)}.")
+
+
+def _of_torch(name: str, arguments: Mapping[str, Any]) -> Any:
+    """Makes an object of torch, whose constructors take what they cannot compute with."""
+    kind, types = _TORCH[name]
+    check_types(name, types, arguments)
+    arguments = {
+        key: float(value) if types.get(key) is _NUMBERS and not isinstance(value, Tensor) else value
+        for key, value in arguments.items()
+    }
+    if "scale" in arguments and (torch.as_tensor(arguments["scale"], device="cpu") == 0).any():
+        raise ValueError(f"{name} needs a scale other than 0.")
+    return kind(**arguments)
 
 
 def load_state(

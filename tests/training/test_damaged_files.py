@@ -1,12 +1,21 @@
 """Damaged files of flows and trainings are refused in one sentence, and nothing of them is left; or they make sense."""
 
 import json
+import pickle
 import random
+import re
+import subprocess
+import sys
+import zipfile
+from itertools import permutations
+from pathlib import Path
 
 import pytest
 import torch
-from damages import KINDS, VALUES, FlowFile, Reader, damaged, places, replaced, sealed
+from damages import KINDS, VALUES, FlowFile, Reader, TrainingFile, assert_sentence, damaged, places, replaced, sealed
 from test_checkpoint import FLOWS
+
+from pyro_realnvp.training.resume import CheckpointError
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -127,3 +136,125 @@ def test_other_tensors(reader):
 @pytest.mark.slow
 def test_all_other_tensors(reader):
     change_tensors(reader)
+
+
+def call(name, **arguments):
+    return {"call": name, "arguments": arguments}
+
+
+HUGE = 2**31 - 1
+#: Objects that take more memory than there is, or no end of time, unless they are known for too large beforehand.
+TOO_LARGE = {
+    "hidden": call("MLP", in_channels=2, out_channels=2, hidden=[100_000, 100_000]),
+    "depth": call("MLP", in_channels=2, out_channels=2, hidden=[2] * 100_000),
+    "matrix": call("InvertibleConv1x1", event_shape=[40_000]),
+    "factors": call("InvertibleConv1x1", event_shape=[40_000], plu=True),
+    "permutation": call("Permute", event_shape=[HUGE], permutation=[1, 0]),
+    "scale": call("Scale", event_shape=[HUGE]),
+    "base": call("DiagonalNormal", event_shape=HUGE),
+    "context": call("DiagonalNormal", event_shape=1000, context_shape=1_000_000),
+    "vectors": call("realnvp_transforms", event_shape=HUGE),
+    "couplings": call("realnvp_transforms", event_shape=2, couplings=HUGE),
+    "images": call("realnvp_transforms", event_shape=[1, 2**15, 2**15]),
+    "context maps": call("realnvp_transforms", event_shape=[1, 4, 4], context_shape=[2**20, 4, 4]),
+    "nice": call("nice_transforms", event_shape=HUGE),
+    "nice images": call("nice_transforms", event_shape=[1, 2**15, 2**15]),
+    "steps": call("glow_transforms", event_shape=2, steps=HUGE),
+    "glow": call("glow_transforms", event_shape=[10_000, 8, 8], plu=True),
+    "components": call("flowpp_transforms", event_shape=2, components=HUGE),
+    "channels": call("flowpp_transforms", event_shape=[10**8, 4, 4]),
+    "blocks": call("ResNet", in_channels=1, out_channels=1, blocks=HUGE),
+    "positions": call("GatedAttention", in_channels=1, out_channels=1, size=[2**15, 2**15]),
+    "Linear": {"torch": "Linear", "arguments": {"in_features": 100_000, "out_features": 100_000, "bias": True}},
+}
+LOADS = """
+import resource, sys, torch
+from pyro_realnvp import load
+torch.set_num_threads(1)
+for path in sys.argv[1:]:
+    if path == sys.argv[2]:  # the first file is whole; with it everything is imported that there is
+        used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + 300 * 2**20,) * 2)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    try:
+        load(path)
+        print("whole", flush=True)
+    except ValueError as error:
+        print(error, flush=True)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def test_absurd_sizes_take_no_memory(tmp_path):
+    """Less than 300 MB may be asked for, and less than that may be used."""
+    kind = FlowFile(tmp_path)
+    paths = [kind.path]
+    for name, node in TOO_LARGE.items():
+        config = {**kind.config, "description": {"nodes": [node], "root": -1}}
+        paths.append(tmp_path / f"{name}.safetensors")
+        paths[-1].write_bytes(sealed(kind.tensors, json.dumps(config)))
+    done = subprocess.run(
+        [sys.executable, "-c", LOADS, *map(str, paths)], capture_output=True, text=True, check=True, timeout=120
+    )
+    whole, *refused, kilobytes = done.stdout.splitlines()
+    assert whole == "whole"
+    for path, message in zip(paths[1:], refused, strict=True):
+        assert_sentence(message, path)
+        assert "is much larger than the weights" in message or "a permutation of 0" in message
+    assert int(kilobytes) < 300_000
+
+
+class Trap:
+    """Makes a file if it is unpickled."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return Path.touch, (self.marker,)
+
+
+def test_pickles_in_disguise_are_not_executed(reader, tmp_path):
+    marker = tmp_path / "executed"
+    pickled = pickle.dumps(Trap(marker))
+    for name, zipped in (("zip", True), ("legacy", False)):
+        torch.save(
+            {"weights": torch.ones(3), "trap": Trap(marker)}, tmp_path / name, _use_new_zipfile_serialization=zipped
+        )
+    with zipfile.ZipFile(tmp_path / "archive", "w") as archive:
+        archive.writestr("data.pkl", pickled)
+    torch.save({"weight": torch.ones(2, 2)}, tmp_path / "weights")
+    for content in (pickled, *((tmp_path / name).read_bytes() for name in ("zip", "legacy", "archive", "weights"))):
+        reader.refuses(content)
+        padded = content + b" " * (-len(content) % 8)
+        reader.refuses(len(padded).to_bytes(8, "little") + padded)  # where the header of a file is
+    assert not marker.exists()
+    pickle.loads(pickled)  # it would have been
+    assert marker.exists()
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"seed": 1}, "of a training with seed = 0, but this one has seed = 1."),
+        ({"name": "energies"}, "of a training with name = 'moons', but this one has name = 'energies'."),
+        ({"widths": [8, 16]}, "of a training with widths = [8, 8], but this one has widths = [8, 16]."),
+        ({"latent": 3}, "of a training with latent = None, but this one has latent = 3."),
+        ({"seed": None}, "of a training with seed = 0, but this one has seed = None."),
+    ],
+)
+def test_other_settings_are_refused_by_name(changed, message, tmp_path):
+    kind = TrainingFile(tmp_path)
+    reader, kind.settings = Reader(kind), {**kind.settings, **changed}
+    reader.refuses(kind.content)
+    with pytest.raises(CheckpointError, match=re.escape(message)):
+        kind.read(reader.program)
+
+
+def test_a_file_of_another_kind(tmp_path):
+    made = {}
+    for name, make in KINDS.items():
+        (tmp_path / name).mkdir()
+        made[name] = make(tmp_path / name)
+    for kind, other in permutations(made.values(), 2):
+        Reader(kind).refuses(other.content)
