@@ -7,7 +7,8 @@ a JSON object as text, and the SHA-256 of everything else in the file. Nothing t
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ def write_file(path: Path, tensors: Mapping[str, Tensor], config: Mapping[str, A
 
     Raises:
         TypeError: if the configuration has something that JSON does not have.
-        OSError: if the disk is full, say.
+        OSError: if the disk is full, say; it has the name of the file.
     """
     made = safetensors().save(_apart(tensors), {_KEY: json.dumps(config)})
     size = int.from_bytes(made[:8], "little")
@@ -94,16 +95,43 @@ def read_file(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any] | Non
 
 def replace(path: Path, parts: Iterable[bytes | memoryview]) -> None:
     """Writes a file beside, flushes it to the disk, and renames it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder_of(path)
     part = path.with_name(path.name + ".part")
+    with naming(path):
+        try:
+            with part.open("wb") as file:
+                file.writelines(parts)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, path)
+        except BaseException:
+            with suppress(OSError):  # the first error says more
+                part.unlink()
+            raise
+
+
+def make_folder_of(path: Path) -> None:
+    """Makes the folder of a file, if it is not there.
+
+    Raises:
+        NotADirectoryError: if there is a file in its place.
+    """
     try:
-        with part.open("wb") as file:
-            file.writelines(parts)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        file = next(place for place in path.parents if os.path.lexists(place))
+        raise NotADirectoryError(f"There can be no file {path}, as {file} is no folder.") from error
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Gives the name of a file to an error that has none, as that of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.strerror is not None:
+            error.filename = str(path)
+        raise
 
 
 def _digest(header: Mapping[str, Any], data: memoryview) -> str:

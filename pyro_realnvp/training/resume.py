@@ -14,7 +14,7 @@ from torch import distributed
 
 from .._runtime.arguments import shown
 from .._runtime.reasons import reason
-from .files import read_file, write_file
+from .files import make_folder_of, read_file, write_file
 from .interruption import Interruption
 from .nested import flatten, unflatten
 from .random_numbers import RandomNumbers
@@ -268,7 +268,7 @@ def locked(path: Path) -> Iterator[None]:
     """Holds the lock of a file, and removes what a process that was killed has left half written."""
     import filelock  # comes with torch
 
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder_of(path)
     file = path.with_name(path.name + ".lock")
     lock = filelock.FileLock(file)
     try:

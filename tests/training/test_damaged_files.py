@@ -64,7 +64,7 @@ def replace_nodes(reader, count=None):
 
 
 def test_other_values_in_the_configuration(reader):
-    replace_nodes(reader, 250)
+    replace_nodes(reader, 150)
 
 
 @pytest.mark.slow
@@ -75,7 +75,7 @@ def test_every_other_value_in_the_configuration(reader):
 @pytest.mark.parametrize(
     ("name", "count"),
     [
-        *((name, 60) for name in ("by-hand", "embedded-context", "flowpp-imagenet")),
+        *((name, 40) for name in ("by-hand", "embedded-context", "flowpp-imagenet")),
         *(pytest.param(name, None, marks=pytest.mark.slow) for name in FLOWS),
     ],
 )
@@ -130,7 +130,7 @@ def change_tensors(reader, share=1.0):
 
 
 def test_other_tensors(reader):
-    change_tensors(reader, min(1.0, 30 / len(reader.kind.tensors)))
+    change_tensors(reader, min(1.0, 14 / len(reader.kind.tensors)))
 
 
 @pytest.mark.slow
