@@ -14,7 +14,7 @@ from torch import distributed
 
 from .._runtime.arguments import shown
 from .._runtime.reasons import reason
-from .files import make_folder_of, read_file, write_file
+from .files import make_folder_of, naming, read_file, write_file
 from .interruption import Interruption
 from .nested import flatten, unflatten
 from .random_numbers import RandomNumbers
@@ -279,7 +279,8 @@ def locked(path: Path) -> Iterator[None]:
             f"{path} is in use by {f'the process {holder}' if holder else 'another process'}."
         ) from error
     try:
-        file.write_text(f"{os.getpid()}\n")
+        with naming(file):
+            file.write_text(f"{os.getpid()}\n")
         path.with_name(path.name + ".part").unlink(missing_ok=True)
         yield
     finally:

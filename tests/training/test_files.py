@@ -3,14 +3,13 @@
 import os
 import random
 import re
-import resource
 import time
 from collections import Counter
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+from limits import largest_file
 from savers import CONTENTS, WRITERS
 from trainings import process_of, train, vectors
 
@@ -18,17 +17,6 @@ from pyro_realnvp import Checkpoint, load, save
 from pyro_realnvp.training import resume
 from pyro_realnvp.training.files import write_file
 from pyro_realnvp.training.loop import Progress
-
-
-@contextmanager
-def largest_file(size):
-    """Lets no file grow beyond a size, as on a full disk: where Linux sends SIGXFSZ, Python gets an OSError."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def fill_up(path, write):
