@@ -7,6 +7,9 @@ a JSON object as text, and the SHA-256 of everything else in the file. Nothing t
 import hashlib
 import json
 import os
+import re
+import secrets
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,6 +22,7 @@ from .._runtime.reasons import reason
 
 _KEY = "pyro_realnvp"
 _DIGEST = "sha256"
+_DEAD = 3600.0  #: seconds after which a file to which nothing is written any more has no process
 
 
 def write_file(path: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
@@ -94,12 +98,15 @@ def read_file(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any] | Non
 
 
 def replace(path: Path, parts: Iterable[bytes | memoryview]) -> None:
-    """Writes a file beside, flushes it to the disk, and renames it."""
+    """Writes a file beside, flushes it to the disk, and renames it.
+
+    The file beside has a name of its own, as several processes may replace one file: the last one has its way.
+    """
     make_folder_of(path)
-    part = path.with_name(path.name + ".part")
+    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
     with naming(path):
         try:
-            with part.open("wb") as file:
+            with part.open("xb") as file:
                 file.writelines(parts)
                 file.flush()
                 os.fsync(file.fileno())
@@ -108,6 +115,21 @@ def replace(path: Path, parts: Iterable[bytes | memoryview]) -> None:
             with suppress(OSError):  # the first error says more
                 part.unlink()
             raise
+    remove_parts_of(path, age=_DEAD)
+
+
+def remove_parts_of(path: Path, *, age: float = 0.0) -> None:
+    """Removes what processes that were killed have left half written.
+
+    Args:
+        path: of the file that they would have replaced.
+        age: seconds for which nothing was written to them.
+    """
+    now, name = time.time(), re.compile(rf"{re.escape(path.name)}(\.[0-9a-f]{{8}})?\.part")
+    for part in path.parent.iterdir():
+        with suppress(OSError):  # another process may remove it, too
+            if name.fullmatch(part.name) and now - part.stat().st_mtime >= age:
+                part.unlink()
 
 
 def make_folder_of(path: Path) -> None:

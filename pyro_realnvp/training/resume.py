@@ -14,7 +14,7 @@ from torch import distributed
 
 from .._runtime.arguments import shown
 from .._runtime.reasons import reason
-from .files import make_folder_of, naming, read_file, write_file
+from .files import make_folder_of, naming, read_file, remove_parts_of, write_file
 from .interruption import Interruption
 from .nested import flatten, unflatten
 from .random_numbers import RandomNumbers
@@ -281,7 +281,7 @@ def locked(path: Path) -> Iterator[None]:
     try:
         with naming(file):
             file.write_text(f"{os.getpid()}\n")
-        path.with_name(path.name + ".part").unlink(missing_ok=True)
+        remove_parts_of(path)
         yield
     finally:
         lock.release()

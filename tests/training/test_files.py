@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from limits import largest_file
-from savers import CONTENTS, WRITERS
+from savers import CONTENTS, WRITERS, tensor_of
 from trainings import process_of, train, vectors
 
 from pyro_realnvp import Checkpoint, load, save
@@ -75,8 +75,11 @@ def kill(name, path, times):
         time.sleep(moments.uniform(0, 0.3))
         process.kill()
         process.join()
-        halves += path.with_name(path.name + ".part").exists()
+        halves += len(list(path.parent.glob("*.part")))
         found[read(path)] += 1
+        for part in path.parent.glob("*.part"):  # a training has removed it
+            assert name == "file"
+            part.unlink()
     return found, halves
 
 
@@ -85,8 +88,24 @@ def assert_always_whole(name, folder, times):
     found, halves = kill(name, path, times)
     print(f"{found.total()} kills, {halves} of them while the file was half written: {dict(found)}")
     assert found.keys() <= {content.decode() for content in CONTENTS}
-    write_file(path, {}, {})
-    assert not path.with_name(path.name + ".part").exists()
+
+
+def test_what_a_killed_process_has_left_is_removed_after_an_hour(tmp_path):
+    """Before, it may be of a process that is alive."""
+    names = ["file.0123abcd.part", "file.part", "file.old.part", "other.0123abcd.part"]
+    for age, left in ((3000, 4), (4000, 2)):
+        for name in names:
+            (tmp_path / name).touch()
+            os.utime(tmp_path / name, (time.time() - age,) * 2)
+        write_file(tmp_path / "file", {}, {})
+        assert len(list(tmp_path.glob("*.part"))) == left
+    with Checkpoint(tmp_path / "training"):
+        pass
+    assert {file.name for file in tmp_path.iterdir()} - {"training.lock"} == {"file", *names[2:]}
+    for name in ("training.0123abcd.part", "training.part"):
+        (tmp_path / name).touch()
+    with Checkpoint(tmp_path / "training"):  # it has the lock
+        assert not list(tmp_path.glob("training.*part"))
 
 
 @pytest.mark.parametrize("name", WRITERS)
@@ -108,13 +127,11 @@ def not_a_file(folder):
     file = folder / "file"
     file.write_text("kept")
     (folder / "folder").mkdir()
-    (folder / "half.part").mkdir()
     return {
         folder / "folder": "folder",
         file / "below": "as .*file is no folder",
         file / "below" / "it": "as .*file is no folder",
         folder / ("long" * 100): "File name too long",
-        folder / "half": "directory",
         Path("/sys/file"): "Permission denied|Read-only",  # not even for root
         Path("/proc/file"): "No such file|Permission denied",
     }
@@ -159,3 +176,19 @@ def test_paths_that_cannot_be_read(tmp_path):
         with pytest.raises(OSError, match=re.escape(str(path))) as caught:
             load(path)
         assert str(caught.value).isprintable()
+
+
+def test_two_processes_that_save_one_file(tmp_path):
+    """As when every process of a training saves its flow under one name."""
+    path = tmp_path / "file.safetensors"
+    write, read = WRITERS["file"]
+    write_file(path, {"tensor": tensor_of(CONTENTS[0])}, {"content": CONTENTS[0].decode()})
+    processes = [process_of(write, path) for _ in range(2)]
+    try:
+        found = Counter(read(path) for _ in range(60))
+        assert all(process.is_alive() for process in processes)
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+    assert found.keys() == {content.decode() for content in CONTENTS}
