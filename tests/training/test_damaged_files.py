@@ -1,5 +1,6 @@
 """Damaged files of flows and trainings are refused in one sentence, and nothing of them is left; or they make sense."""
 
+import copy
 import json
 import pickle
 import random
@@ -16,6 +17,7 @@ from damages import KINDS, VALUES, FlowFile, Reader, TrainingFile, assert_senten
 from test_checkpoint import FLOWS
 
 from pyro_realnvp.training.resume import CheckpointError
+from pyro_realnvp.training.stateful import load_part
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -136,6 +138,58 @@ def test_other_tensors(reader):
 @pytest.mark.slow
 def test_all_other_tensors(reader):
     change_tensors(reader)
+
+
+def no_permutation(value):
+    return torch.zeros_like(value)
+
+
+def halves(value):
+    return torch.full_like(value, 1 / len(value))
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "change", "message"),
+    [
+        ("by-hand", "permutation", no_permutation, r"should be a permutation, but is \[0, 0, 0\]"),
+        ("glow", "permutation", no_permutation, "should be a permutation"),
+        ("glow", "permutation", halves, "should be a permutation"),
+        ("glow", "sign", lambda value: 2 * value, "should be 1 and -1"),
+        ("glow", "sign", torch.zeros_like, "should be 1 and -1"),
+        ("realnvp-image", "running_var", torch.neg, "should be not negative"),
+        ("shared", "weight", lambda value: value + 1, "is the same tensor as .*, but has other values"),
+    ],
+)
+def test_values_that_would_be_wrong_in_silence(name, key, change, message, tmp_path):
+    kind = FlowFile(tmp_path, FLOWS[name])
+    first = next(each for each in kind.tensors if each.endswith(key))
+    kind.path.write_bytes(sealed(kind.tensors | {first: change(kind.tensors[first])}, json.dumps(kind.config)))
+    with pytest.raises(ValueError, match=message) as caught:
+        kind.read(kind.start())
+    assert_sentence(caught.value, kind.path)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("amsgrad", True, "amsgrad of the groups is False, but True in the file"),
+        ("maximize", True, "maximize of the groups is False, but True in the file"),
+        ("fused", False, "fused of the groups is True, but False in the file"),
+        ("betas", (1.5, 0.999), r"betas of the groups should lie in \[0, 1\), but are \(1.5, 0.999\)"),
+        ("lr", -0.1, "lr of 0 of the groups cannot be -0.1"),
+    ],
+)
+def test_another_algorithm_in_the_state_of_an_optimizer(option, value, message):
+    parameter = torch.ones(3, requires_grad=True)
+    optimizer = torch.optim.AdamW([parameter], fused=True)
+    parameter.square().sum().backward()
+    optimizer.step()
+    state = copy.deepcopy(optimizer.state_dict())
+    load_part(optimizer, "optimizer", {"optimizer": state})
+    state["param_groups"][0][option] = value
+    with pytest.raises(ValueError, match=message):
+        load_part(optimizer, "optimizer", {"optimizer": state})
+    assert optimizer.param_groups[0][option] != value
 
 
 def call(name, **arguments):
