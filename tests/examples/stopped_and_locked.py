@@ -112,6 +112,10 @@ def main(name, arguments):
     assert hanging.wait(0.5) is None  # it waits for the step
     hanging.send(signal.SIGINT)
     found["twice"] = hanging.wait(10)
+
+    other = out.with_name("other")
+    (other / state.name).mkdir(parents=True)
+    found["folder"] = Attempt(script, [*arguments, "--out", str(other)], out).wait(10)
     print(json.dumps(found))
 
 

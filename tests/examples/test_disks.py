@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +10,6 @@ from safetensors.torch import load_file
 
 import two_moons as moons
 
-ROOT = Path(__file__).parents[2]
 TINY = ["--steps", "6", "--interval", "2", "--batch", "16", "--couplings", "2", "--hidden", "8", "--device", "cpu"]
 
 
@@ -70,12 +67,3 @@ def test_a_folder_in_the_place_of_a_file(name: str, tmp_path: Path) -> None:
 def test_a_folder_in_the_place_of_the_picture(tmp_path: Path) -> None:
     (tmp_path / "two_moons.png").mkdir()
     assert str(tmp_path / "two_moons.png") in sentence(tmp_path)
-
-
-def test_a_process_prints_one_line(tmp_path: Path) -> None:
-    (tmp_path / "training.safetensors").mkdir()
-    command = [sys.executable, "examples/two_moons.py", *TINY, "--out", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert done.stdout == ""
-    assert done.stderr == (f"A file cannot be read or written: {tmp_path / 'training.safetensors'} is a folder.\n")

@@ -1,4 +1,4 @@
-"""A script that is stopped says so and goes on; a second one in its folder is refused while the first one lives."""
+"""A script that is stopped says so and goes on; one that cannot begin, as another one is at it, ends with one line."""
 
 import json
 import subprocess
@@ -46,6 +46,13 @@ def test_a_signal_ends_it_soon_and_a_line_says_that_it_goes_on(name, code, found
     steps = [json.loads(row)["step"] for row in stopped["rows"].splitlines()]  # half a row is gone
     assert steps == [*range(20, 20 * len(steps) + 1, 20)]
     assert len(steps) > 2
+
+
+def test_a_file_that_is_a_folder_is_one_line(found):
+    state = found["out"].with_name("other") / "training.safetensors"
+    assert found["folder"]["code"] == 1
+    assert found["folder"]["stdout"] == ""
+    assert found["folder"]["stderr"] == f"A file cannot be read or written: {state} is a folder.\n"
 
 
 def test_a_second_signal_ends_a_step_that_hangs(found):

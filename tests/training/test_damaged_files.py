@@ -66,7 +66,7 @@ def replace_nodes(reader, count=None):
 
 
 def test_other_values_in_the_configuration(reader):
-    replace_nodes(reader, 150)
+    replace_nodes(reader, 80)
 
 
 @pytest.mark.slow
@@ -77,7 +77,7 @@ def test_every_other_value_in_the_configuration(reader):
 @pytest.mark.parametrize(
     ("name", "count"),
     [
-        *((name, 40) for name in ("by-hand", "embedded-context", "flowpp-imagenet")),
+        *((name, 20) for name in ("by-hand", "embedded-context", "flowpp-imagenet")),
         *(pytest.param(name, None, marks=pytest.mark.slow) for name in FLOWS),
     ],
 )
@@ -132,7 +132,7 @@ def change_tensors(reader, share=1.0):
 
 
 def test_other_tensors(reader):
-    change_tensors(reader, min(1.0, 14 / len(reader.kind.tensors)))
+    change_tensors(reader, min(1.0, 6 / len(reader.kind.tensors)))
 
 
 @pytest.mark.slow
