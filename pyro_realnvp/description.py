@@ -8,35 +8,48 @@ nodes and tensors. Reading looks every name up in a fixed table: it imports and 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal, get_type_hints
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Transform, transforms
 
+from ._runtime.arguments import check_types, shown
 from ._runtime.construction import ACTIVATIONS, MARKED, Call, Item, Name, Unrecordable, record_of
+from ._runtime.reasons import ERRORS, reason
 from ._runtime.state import load_all_or_nothing
+from .bases import Base
 from .bijections.bijection import Inverse
 
 Description = dict[str, Any]
 _INVERSE = type(transforms.ExpTransform().inv)
+_NUMBERS = float | Tensor
 
-# Classes of torch, and the attributes that hold the arguments of their constructors.
-_TORCH: dict[str, tuple[type, Sequence[str]]] = {
-    **{name: (kind, tuple(inspect.signature(kind).parameters)) for name, kind in ACTIVATIONS.items()},
-    "Dropout": (nn.Dropout, ("p",)),
-    "Flatten": (nn.Flatten, ("start_dim", "end_dim")),
-    "Linear": (nn.Linear, ("in_features", "out_features", "bias")),
-    "AffineTransform": (transforms.AffineTransform, ("loc", "scale", "event_dim")),
-    "ComposeTransform": (transforms.ComposeTransform, ("parts",)),
-    "ExpTransform": (transforms.ExpTransform, ()),
-    "IndependentTransform": (transforms.IndependentTransform, ("base_transform", "reinterpreted_batch_ndims")),
-    "PowerTransform": (transforms.PowerTransform, ("exponent",)),
-    "ReshapeTransform": (transforms.ReshapeTransform, ("in_shape", "out_shape")),
-    "SigmoidTransform": (transforms.SigmoidTransform, ()),
-    "SoftplusTransform": (transforms.SoftplusTransform, ()),
-    "StickBreakingTransform": (transforms.StickBreakingTransform, ()),
-    "TanhTransform": (transforms.TanhTransform, ()),
+
+def _activation(kind: type) -> tuple[type, dict[str, Any]]:
+    hints = {"approximate": Literal["none", "tanh"]} if kind is nn.GELU else get_type_hints(kind.__init__)  # type: ignore[misc]
+    return kind, {name: hints.get(name, Any) for name in inspect.signature(kind).parameters}
+
+
+# Classes of torch, and the attributes that hold the arguments of their constructors, with the types that these take.
+_TORCH: dict[str, tuple[type, Mapping[str, Any]]] = {
+    **{name: _activation(kind) for name, kind in ACTIVATIONS.items()},
+    "Dropout": (nn.Dropout, {"p": float}),
+    "Flatten": (nn.Flatten, {"start_dim": int, "end_dim": int}),
+    "Linear": (nn.Linear, {"in_features": int, "out_features": int, "bias": bool}),
+    "AffineTransform": (transforms.AffineTransform, {"loc": _NUMBERS, "scale": _NUMBERS, "event_dim": int}),
+    "ComposeTransform": (transforms.ComposeTransform, {"parts": Sequence[Transform]}),
+    "ExpTransform": (transforms.ExpTransform, {}),
+    "IndependentTransform": (
+        transforms.IndependentTransform,
+        {"base_transform": Transform, "reinterpreted_batch_ndims": int},
+    ),
+    "PowerTransform": (transforms.PowerTransform, {"exponent": _NUMBERS}),
+    "ReshapeTransform": (transforms.ReshapeTransform, {"in_shape": Sequence[int], "out_shape": Sequence[int]}),
+    "SigmoidTransform": (transforms.SigmoidTransform, {}),
+    "SoftplusTransform": (transforms.SoftplusTransform, {}),
+    "StickBreakingTransform": (transforms.StickBreakingTransform, {}),
+    "TanhTransform": (transforms.TanhTransform, {}),
 }
 _NAMES = {kind: name for name, (kind, _) in _TORCH.items()}
 
@@ -126,8 +139,8 @@ def make(description: Description, tensors: Mapping[str, Tensor]) -> Any:
         for node in description["nodes"]:
             reader.made.append(reader.node(node))
         return reader.made[description["root"]]
-    except (KeyError, IndexError, TypeError, AttributeError, RuntimeError, RecursionError) as error:
-        raise ValueError(f"The configuration describes no flow: {error!r:.200}") from error
+    except ERRORS as error:
+        raise ValueError(f"the configuration describes no flow: {reason(error)}") from error
 
 
 class _Reader:
@@ -140,18 +153,28 @@ class _Reader:
             case {"item": [int(call), int(index)]}:
                 return self.made[call][index]
             case {"call": str(name), "arguments": dict(arguments)}:
-                return self._marked(name)(**self._arguments(arguments))
+                return self._called(name, self._arguments(arguments))
             case {"inverse": int(index)}:
                 return self.made[index].inv
             case {"sequential": list(parts)}:
-                return nn.Sequential(*(self.made[part] for part in parts))
+                modules = [self.made[part] for part in parts]
+                if any(isinstance(module, Base | Transform) for module in modules):
+                    raise ValueError("the configuration has a bijection, or the base of a flow, within a network.")
+                return nn.Sequential(*modules)
             case {"torch": str(name), "arguments": dict(arguments)} if name in _TORCH:
-                return _TORCH[name][0](**self._arguments(arguments))
-        raise ValueError(f"The configuration has a part that is not known: {node!r:.200}")
+                return _of_torch(name, self._arguments(arguments))
+        raise ValueError(f"the configuration has a part that is not known, {shown(node)}.")
+
+    def _called(self, name: str, arguments: Mapping[str, Any]) -> Any:
+        function = self._marked(name)
+        for key, value in arguments.items():
+            if isinstance(value, Base) and key != "base":
+                raise ValueError(f"{name} takes no {type(value).__name__} as {key}.")
+        return function(**arguments)
 
     def _marked(self, name: str) -> Any:
         if name not in MARKED:
-            raise ValueError(f"The configuration names {name!r:.100}, which is no class or function of pyro_realnvp.")
+            raise ValueError(f"the configuration names {shown(name)}, which is no class or function of pyro_realnvp.")
         return MARKED[name]
 
     def _arguments(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -171,7 +194,20 @@ class _Reader:
                 return ACTIVATIONS[name] if name in ACTIVATIONS else self._marked(name)
             case {"partial": str(name), "args": list(args), "arguments": dict(arguments)}:
                 return partial(self._marked(name), *map(self._value, args), **self._arguments(arguments))
-        raise ValueError(f"The configuration has a value that is not known: {value!r:.200}")
+        raise ValueError(f"the configuration has a value that is not known, {shown(value)}.")
+
+
+def _of_torch(name: str, arguments: Mapping[str, Any]) -> Any:
+    """Makes an object of torch, whose constructors take what they cannot compute with."""
+    kind, types = _TORCH[name]
+    check_types(name, types, arguments)
+    arguments = {
+        key: float(value) if types.get(key) is _NUMBERS and not isinstance(value, Tensor) else value
+        for key, value in arguments.items()
+    }
+    if "scale" in arguments and (torch.as_tensor(arguments["scale"], device="cpu") == 0).any():
+        raise ValueError(f"{name} needs a scale other than 0.")
+    return kind(**arguments)
 
 
 def load_state(

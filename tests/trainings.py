@@ -187,12 +187,17 @@ def child(name, path, out, seed, stop, log):
         assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == handlers
 
 
-def start(name, path, *, out, seed=None, stop=None):
-    """Starts a process with a training; only the first one imports everything."""
+def process_of(function, *arguments):
+    """Starts a process that calls a function; only the first one imports everything."""
     os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *sys.path])
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["trainings"])
-    log = str(path) + ".log"
-    process = context.Process(target=child, args=(name, str(path), str(out), seed, stop, log))
+    context.set_forkserver_preload(["trainings", "savers"])
+    process = context.Process(target=function, args=arguments)
     process.start()
-    return process, Path(log)
+    return process
+
+
+def start(name, path, *, out, seed=None, stop=None):
+    """Starts a process with a training."""
+    log = str(path) + ".log"
+    return process_of(child, name, str(path), str(out), seed, stop, log), Path(log)

@@ -8,7 +8,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from pyro_realnvp.training.files import replace
+from pyro_realnvp.training.files import naming, replace
 
 
 class Metrics:
@@ -30,7 +30,7 @@ class Metrics:
     def write(self, row: Mapping[str, Any]) -> None:
         self.rows.append(dict(row))
         if not self.quiet:
-            with self.path.open("a" if len(self.rows) > 1 else "w") as file:
+            with naming(self.path), self.path.open("a" if len(self.rows) > 1 else "w") as file:
                 file.write(json.dumps(dict(row)) + "\n")
 
     @property

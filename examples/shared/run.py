@@ -106,7 +106,7 @@ def open_run(
         fail(f"{error} Wait until it ends, or give another --out.")
     except OSError as error:
         kept = f" The state that {state} had before is whole." if state.is_file() else ""
-        fail(f"A file cannot be read or written: {error}.{kept}")
+        fail(f"A file cannot be read or written: {str(error).rstrip('.')}.{kept}")
     except DivergedError as error:
         if error.diagnosis is not None:
             print(error.diagnosis, file=sys.stderr)

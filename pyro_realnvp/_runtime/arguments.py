@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from types import NoneType, UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from torch import Tensor, nn
 from torch.distributions import Transform
@@ -28,8 +28,11 @@ def check_types(name: str, annotations: Mapping[str, Any], arguments: Mapping[st
 
 
 def shown(value: object) -> str:
-    """Returns a value for an error in one line: as Python writes it, or its type where that is long."""
-    text = " ".join(repr(value).split())
+    """Returns a value for an error in one line: as Python writes it, or its type where that is long or too deep."""
+    try:
+        text = " ".join(repr(value).split())
+    except RecursionError:
+        return type(value).__name__
     return text if len(text) <= 60 and not isinstance(value, Tensor | nn.Module) else type(value).__name__
 
 
@@ -39,6 +42,8 @@ def _fits(value: Any, wanted: Any) -> bool:
         return _fits(value, get_args(wanted)[0])
     if origin in (Union, UnionType):
         return any(_fits(value, each) for each in get_args(wanted))
+    if origin is Literal:
+        return any(value == each for each in get_args(wanted))
     if wanted is int:
         return is_integer(value)
     if wanted is float:
@@ -77,6 +82,8 @@ def _words(wanted: Any) -> str:
     origin, args = get_origin(wanted), get_args(wanted)
     if origin is Annotated:
         return str(args[1])
+    if origin is Literal:
+        return " or ".join(map(repr, args))
     if origin in (Union, UnionType):
         return " or ".join(_words(each) for each in args)
     if origin is Sequence:

@@ -4,8 +4,10 @@ from collections.abc import Sequence
 
 from torch import Size, Tensor, nn
 
+from .._runtime.arguments import shown
 from .._runtime.batches import flatten_batch
 from .._runtime.construction import recorded
+from ..networks.conditioner import shape_of_context
 from .bijection import Bijection, Composite, compute
 
 
@@ -17,13 +19,19 @@ class EmbedContext(Composite):
         bijection: f.
         embedding: e, maps (batch, \\*context_shape) to the context of f.
         context_shape: shape of one context.
+
+    Raises:
+        ValueError: if a size of the context is not positive.
     """
 
     def __init__(self, bijection: Bijection, embedding: nn.Module, context_shape: Sequence[int]) -> None:
         super().__init__(bijection.event_shape, bijection.output_shape)
         self.bijection = bijection
         self.embedding = embedding
-        self._context_shape = Size(context_shape)
+        shape = shape_of_context("EmbedContext", context_shape)
+        if shape is None:
+            raise ValueError(f"EmbedContext needs a context, but got context_shape={shown(context_shape)}.")
+        self._context_shape = shape
 
     @property
     def context_shape(self) -> Size | None:

@@ -121,7 +121,7 @@ class Permute(Reversible):
             indices = [index(each) for each in permutation]
         except TypeError:  # no iterable, or one of something else than integers
             indices = []
-        if sorted(indices) != list(range(channels)):
+        if len(indices) != channels or sorted(indices) != list(range(channels)):
             raise ValueError(f"Permute needs a permutation of 0, ..., {channels - 1}, but got {shown(permutation)}.")
         order = torch.tensor(indices)
         self.register_buffer("permutation", order)
@@ -162,11 +162,15 @@ class _Factorized(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
+        # Before a rotation of this size is drawn: a file that is too small for it is refused here.
+        self.lower = nn.Parameter(torch.empty(channels, channels))
+        self.upper = nn.Parameter(torch.empty(channels, channels))
         rotation = nn.init.orthogonal_(torch.empty(channels, channels, device="cpu"))
         p, lower, upper = torch.linalg.lu(rotation)
         device = torch.get_default_device()
-        self.lower = nn.Parameter(lower.to(device))
-        self.upper = nn.Parameter(upper.to(device))
+        with torch.no_grad():
+            self.lower.copy_(lower)
+            self.upper.copy_(upper)
         self.log_s = nn.Parameter(upper.diagonal().abs().log().to(device))
         self.register_buffer("permutation", p.to(device))
         self.register_buffer("sign", upper.diagonal().sign().to(device))

@@ -44,7 +44,7 @@ def _no_larger_than(state: Mapping[str, Tensor]) -> Iterator[None]:
         counts["numbers"] += part.numel() if isinstance(part, Tensor) else 0
         if any(counts[kind] > limit for kind, limit in limits.items()):
             raise TooLargeError(
-                f"It makes a Module that is much larger than the weights, which are {len(state)} tensors of "
+                f"it makes a Module that is much larger than the weights, which are {len(state)} tensors of "
                 f"{sum(value.numel() for value in state.values())} numbers: a {type(of).__name__} has {name}"
                 f"{f' of shape {tuple(part.shape)}' if isinstance(part, Tensor) else ''}."
             )

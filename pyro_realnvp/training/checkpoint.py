@@ -12,9 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._runtime.arguments import shown
+from .._runtime.reasons import ERRORS, reason
 from ..description import describe, make
 from .bounded import shapes_of
 from .files import read_file, safetensors, write_file
+from .values import check_values
 
 _FORMAT = 2  # of 1, the dequantizer of Flow++ was built the other way round
 _ARGUMENT = "argument."  # begins the keys of tensors that belong to the description
@@ -101,10 +104,10 @@ def load(path: str | Path, *, build: Callable[..., nn.Module] | None = None, dev
             f"{path} has a dequantizer of Flow++ from before version 0.2, which drew noise by a numerical search; now "
             f"it is drawn in closed form, by another network. Train it again."
         )
-    if config.get("format") not in (1, _FORMAT) or config.get("dtype") not in _DTYPES:
+    if config.get("format") not in (1, _FORMAT) or config.get("dtype") not in [*_DTYPES]:
         raise ValueError(
-            f"{path} has the format {config.get('format')!r:.50} and the dtype {config.get('dtype')!r:.50}, which this "
-            f"version does not read."
+            f"{path} has the format {shown(config.get('format'))} and the dtype {shown(config.get('dtype'))}, which "
+            f"this version does not read."
         )
     if build is None and "build" in config:
         raise ValueError(f"{path} was saved with build=arguments; pass load(..., build=function).")
@@ -125,7 +128,7 @@ def _made(
     def of_config() -> nn.Module:
         made = make(config.get("description", {}), arguments) if build is None else build(**config["build"])
         if not isinstance(made, nn.Module):
-            raise ValueError(f"It describes a {type(made).__name__}, which is no Module.")
+            raise ValueError(f"it describes a {type(made).__name__}, which is no Module.")
         return made.to(_DTYPES[config["dtype"]])
 
     try:
@@ -134,39 +137,12 @@ def _made(
         for key in sorted(expected.keys() | found.keys()):
             if expected.get(key) != found.get(key):
                 raise ValueError(
-                    f"It has weights of another architecture than {'its configuration' if build is None else 'build'} "
+                    f"it has weights of another architecture than {'its configuration' if build is None else 'build'} "
                     f"makes: {key} should have shape {expected.get(key, 'none')}, but has {found.get(key, 'none')}."
                 )
         module = of_config()
         check_values(module, state)
         module.load_state_dict(state)
-    except (ValueError, TypeError, AttributeError, KeyError, RuntimeError, OverflowError, MemoryError) as error:
-        raise ValueError(f"{path} cannot be made into a flow. {error}") from error
+    except ERRORS as error:
+        raise ValueError(f"{path} cannot be made into a flow: {reason(error)}") from error
     return module
-
-
-def check_values(module: nn.Module, state: Any) -> None:
-    """Compares a state from a file with a Module that it is to be loaded into.
-
-    Raises:
-        ValueError: if a tensor is missing or of another shape or dtype, or has values that none of its kind can have.
-    """
-    if not isinstance(state, Mapping):
-        raise ValueError(f"The weights should be a dict, but are a {type(state).__name__}.")
-    own = module.state_dict()
-    if other := sorted(map(str, own.keys() ^ state.keys())):
-        raise ValueError(f"{other[0]} is {'missing' if other[0] in own else 'unknown'}.")
-    for key, expected in own.items():
-        value = state[key]
-        if not isinstance(expected, Tensor):
-            continue  # an extra state of the user's
-        if not isinstance(value, Tensor):
-            raise ValueError(f"{key} should be a tensor, but is a {type(value).__name__}.")
-        if value.shape != expected.shape:
-            raise ValueError(f"{key} should have shape {tuple(expected.shape)}, but has {tuple(value.shape)}.")
-        if value.dtype != expected.dtype:
-            raise ValueError(f"{key} should have the dtype {expected.dtype}, but has {value.dtype}.")
-        if value.is_floating_point() and not value.isfinite().all() and expected.isfinite().all():
-            raise ValueError(f"{key} has a value that is not finite.")
-        if key.endswith("running_var") and (value < 0).any():
-            raise ValueError(f"{key} has a negative variance, {value.min().item():g}.")

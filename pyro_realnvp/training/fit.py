@@ -16,7 +16,7 @@ from .data import Rows, default_noise, default_weight_decay, hold_out, rows_of
 from .history import History
 from .maximum_likelihood import MaximumLikelihood, seeded
 from .random_numbers import RandomNumbers, Start
-from .resume import Checkpoint
+from .resume import Checkpoint, CheckpointError
 from .stateful import entry, load_part
 
 
@@ -190,12 +190,14 @@ def _opened(
 
 def _finished(flow: nn.Module, random: RandomNumbers, saved: Checkpoint) -> History:
     """Puts everything into the state after a training that an earlier process has ended."""
+    before = random.state_dict()
     try:
         history = History.from_state(entry(saved.result, "history", dict))
         load_part(random, "random", saved.result)
         load_part(flow, "flow", saved.result)
     except ValueError as error:
-        raise ValueError(f"{saved.path} is of another training than that of this flow: {error}") from error
+        random.load_state_dict(before)
+        raise CheckpointError(f"{saved.path} is of another training than that of this flow: {error}") from error
     flow.eval()
     return history
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._runtime.arguments import shown
 from .stateful import entry
 
 _COLUMNS = {
@@ -23,8 +24,17 @@ _COLUMNS = {
 def _end(state: Mapping[str, Any]) -> str:
     end: str = entry(state, "ended_by", str)
     if end not in ("steps", "patience", "callback"):
-        raise ValueError(f"ended_by should be steps, patience or callback, but is {end:.50}.")
+        raise ValueError(f"ended_by should be steps, patience or callback, but is {shown(end)}.")
     return end
+
+
+def _check_values(columns: Mapping[str, Tensor]) -> None:
+    """Raises ValueError unless all but the losses on held-out data are numbers that a training has."""
+    for name in ("loss", "learning_rate", "seconds"):
+        if not columns[name].isfinite().all():
+            raise ValueError(f"{name} should be finite, but is {shown(columns[name].tolist())}.")
+    if (columns["step"] < 0).any():
+        raise ValueError(f"step should not be negative, but is {shown(columns['step'].tolist())}.")
 
 
 @dataclass
@@ -47,9 +57,10 @@ class Course:
         rows, best_step, ended_by = entry(state, "rows", list), entry(state, "best_step", int), _end(state)
         for row in rows:
             if not isinstance(row, dict) or row.keys() != _COLUMNS.keys():
-                raise ValueError(f"a row should have {', '.join(_COLUMNS)}, but is {row!r:.100}.")
+                raise ValueError(f"a row should have {', '.join(_COLUMNS)}, but is {shown(row)}.")
             for name in _COLUMNS:
                 entry(row, name, *((int,) if name == "step" else (float, int)))
+            _check_values({name: torch.tensor(row[name]) for name in _COLUMNS})
         self.rows, self.best_step, self.ended_by = rows, best_step, ended_by
 
 
@@ -93,6 +104,7 @@ class History:
         for name, column in columns.items():
             if column.dtype != _COLUMNS[name] or column.shape != (len(columns["step"]),):
                 raise ValueError(f"{name} should be a column, but is of {column.dtype} and {tuple(column.shape)}.")
+        _check_values(columns)
         rest = {"unit": entry(state, "unit", str), "best_step": entry(state, "best_step", int)}
         return cls(**columns, **rest, ended_by=_end(state))
 

@@ -16,10 +16,10 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
 
 from .._runtime.batch_statistics import NotFiniteError
-from .checkpoint import check_values
 from .divergence import DivergedError
 from .resume import Checkpoint
 from .stateful import entry
+from .values import check_values
 
 
 class Batches(Iterator[Tensor]):
@@ -178,6 +178,8 @@ class Progress:
             raise ValueError(f"there are no {count} losses in {step} steps.")
         if isinstance(total, Tensor) and (total.dim() or not total.is_floating_point()):
             raise ValueError(f"total should be a number, but is a tensor of {total.dtype} and {tuple(total.shape)}.")
+        if not math.isfinite(total):
+            raise ValueError(f"total should be finite, but is {float(total)}.")
         self.step, self.total, self.count, self.ended = step, total, count, ended
 
 

@@ -5,6 +5,9 @@ from typing import Any
 
 from torch import Tensor
 
+from .._runtime.arguments import shown
+from .._runtime.reasons import reason
+
 
 def flatten(value: Any) -> tuple[Any, dict[str, Tensor]]:
     """Turns dicts, lists and tuples of tensors, numbers, strings and None into a JSON value and its tensors.
@@ -38,20 +41,31 @@ def unflatten(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
     """Undoes :func:`flatten`.
 
     Raises:
-        ValueError: if the JSON value is none that :func:`flatten` has made.
+        ValueError: if the JSON value is none that :func:`flatten` has made, or has other tensors.
     """
+    left = dict(tensors)
+    value = _made(tree, left)
+    if left:
+        raise ValueError(f"the state of a training has no place for a tensor {shown(min(left))}.")
+    return value
+
+
+def _made(tree: Any, left: dict[str, Tensor]) -> Any:
+    """Makes the value of a JSON value, and takes out the tensors that it has; each has one place."""
     match tree:
         case None | bool() | int() | float() | str():
             return tree
-        case {"tensor": str(key), **rest} if not rest and key in tensors:
-            return tensors[key]
+        case {"tensor": str(key), **rest} if not rest and key in left:
+            return left.pop(key)
         case {"list": list(parts), **rest} if not rest:
-            return [unflatten(part, tensors) for part in parts]
+            return [_made(part, left) for part in parts]
         case {"tuple": list(parts), **rest} if not rest:
-            return tuple(unflatten(part, tensors) for part in parts)
-        case {"dict": list(pairs), **rest} if not rest:
+            return tuple(_made(part, left) for part in parts)
+        case {"dict": list(pairs), **rest} if not rest and all(type(pair) is list and len(pair) == 2 for pair in pairs):
             try:
-                return {unflatten(key, tensors): unflatten(value, tensors) for key, value in pairs}
+                made = {_made(key, left): _made(value, left) for key, value in pairs}
             except TypeError as error:
-                raise ValueError(f"The state of a training has a dict that is none: {error}.") from error
-    raise ValueError(f"The state of a training has a part that is not known: {tree!r:.100}.")
+                raise ValueError(f"the state of a training has a dict that is none: {reason(error)}") from error
+            if len(made) == len(pairs):
+                return made
+    raise ValueError(f"the state of a training has a part that is not known, {shown(tree)}.")

@@ -1,5 +1,6 @@
 """The states of all generators of random numbers that a training may draw from."""
 
+import math
 import random
 import sys
 from collections.abc import Iterator, Sequence
@@ -8,6 +9,8 @@ from importlib import import_module
 from typing import Any
 
 import torch
+
+from .._runtime.arguments import shown
 
 
 class RandomNumbers:
@@ -42,16 +45,25 @@ class RandomNumbers:
             raise
 
     def _set(self, state: dict[str, Any]) -> None:
+        for name in state:
+            if name not in ("python", "torch", "numpy", "own") and not str(name).startswith("torch."):
+                raise ValueError(f"there is no generator {shown(name)}.")
         version, words, gauss = state["python"]
-        if gauss is not None and not isinstance(gauss, float):  # anything is taken, and returned when it is drawn
-            raise TypeError(f"Python's next Gaussian number cannot be {gauss!r:.50}.")
+        if gauss is not None and not _is_finite(gauss):  # anything is taken, and returned when it is drawn
+            raise TypeError(f"Python's next Gaussian number cannot be {shown(gauss)}.")
         random.setstate((version, tuple(words), gauss))
+        if state["torch"].shape != torch.get_rng_state().shape:  # torch takes any that has as many bytes
+            raise ValueError(f"the state of torch's generator cannot have shape {tuple(state['torch'].shape)}.")
         torch.set_rng_state(state["torch"].cpu())
         if "numpy" in state:  # it need not be imported yet, but will be
-            kind, keys, position, *rest = state["numpy"]
+            kind, keys, position, has_gauss, gauss = state["numpy"]
             if kind != "MT19937" or type(position) is not int or not 0 <= position <= len(keys):  # NumPy does not look
-                raise ValueError(f"NumPy's generator cannot be {kind!r:.50} at {position!r:.50}.")
-            import_module("numpy").random.set_state((kind, keys, position, *rest))
+                raise ValueError(f"NumPy's generator cannot be {shown(kind)} at {shown(position)}.")
+            if any(type(key) is not int for key in keys):  # they would be rounded
+                raise ValueError("NumPy's generator cannot have other words than integers.")
+            if has_gauss not in (0, 1) or not _is_finite(gauss):
+                raise ValueError(f"NumPy's next Gaussian number cannot be {shown(has_gauss)}, {shown(gauss)}.")
+            import_module("numpy").random.set_state((kind, keys, position, has_gauss, gauss))
         if (device := _accelerator()) is not None and device.__name__ in state:
             device.set_rng_state(state[device.__name__].cpu())
         for generator, own in zip(self.generators, state.get("own", ()), strict=True):
@@ -102,6 +114,10 @@ class Stream:
         finally:
             self.state = self.numbers.state_dict()
             self.numbers.load_state_dict(outside)
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, float) and math.isfinite(value)
 
 
 def _accelerator() -> Any:

@@ -12,7 +12,9 @@ from typing import Any, Self
 
 from torch import distributed
 
-from .files import read_file, write_file
+from .._runtime.arguments import shown
+from .._runtime.reasons import reason
+from .files import make_folder_of, naming, read_file, remove_parts_of, write_file
 from .interruption import Interruption
 from .nested import flatten, unflatten
 from .random_numbers import RandomNumbers
@@ -215,7 +217,7 @@ class Checkpoint:
         except ValueError as error:
             for name, before in self._before.items():
                 self.parts[name].load_state_dict(before)
-            raise CheckpointError(f"{self.path} is of another training: {error}") from error
+            raise CheckpointError(f"{self.path} is of another training: {reason(error)}") from error
 
     def _state(self) -> dict[str, Any]:
         randoms: list[Any] = [RandomNumbers().state_dict()] * _size()
@@ -244,13 +246,13 @@ class Checkpoint:
         for name in sorted(self.settings.keys() | before.keys()):
             if self.settings.get(name) != before.get(name):
                 raise CheckpointError(
-                    f"{self.path} is of a training with {name} = {before.get(name)}, but this one has {name} = "
-                    f"{self.settings.get(name)}."
+                    f"{self.path} is of a training with {name} = {shown(before.get(name))}, but this one has {name} = "
+                    f"{shown(self.settings.get(name))}."
                 )
         try:
             state = unflatten(config.get("state"), tensors)
         except (ValueError, RecursionError) as error:
-            raise CheckpointError(f"{self.path} holds no training: {error}") from error
+            raise CheckpointError(f"{self.path} holds no training: {reason(error)}") from error
         if not isinstance(state, dict):
             raise CheckpointError(f"{self.path} holds no training: its state is a {type(state).__name__}.")
         kinds = {"seconds": float} | ({} if "result" in state else {"parts": dict, "random": list})
@@ -266,7 +268,7 @@ def locked(path: Path) -> Iterator[None]:
     """Holds the lock of a file, and removes what a process that was killed has left half written."""
     import filelock  # comes with torch
 
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder_of(path)
     file = path.with_name(path.name + ".lock")
     lock = filelock.FileLock(file)
     try:
@@ -277,8 +279,9 @@ def locked(path: Path) -> Iterator[None]:
             f"{path} is in use by {f'the process {holder}' if holder else 'another process'}."
         ) from error
     try:
-        file.write_text(f"{os.getpid()}\n")
-        path.with_name(path.name + ".part").unlink(missing_ok=True)
+        with naming(file):
+            file.write_text(f"{os.getpid()}\n")
+        remove_parts_of(path)
         yield
     finally:
         lock.release()

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from .checkpoint import check_values
-
-# What loading a state of other types raises, in torch or in a class of the user's.
-_ERRORS = (ValueError, TypeError, LookupError, AttributeError, RuntimeError, ArithmeticError, MemoryError)
+from .._runtime.arguments import shown
+from .._runtime.reasons import ERRORS, reason
+from .values import check_values
 
 
 class Stateful(Protocol):
@@ -60,13 +59,14 @@ def entry(state: Any, name: str, *kinds: type) -> Any:
     """Returns an entry of a state.
 
     Raises:
-        ValueError: if it is missing, or of none of these types; a bool is no int.
+        ValueError: if it is missing, or of none of these types; a bool is no int, but an OrderedDict is a dict.
     """
     if not isinstance(state, Mapping) or name not in state:
         raise ValueError(f"it has no {name!r}.")
-    if type(state[name]) not in kinds:
-        raise ValueError(f"{name} should be a {kinds[0].__name__}, but is a {type(state[name]).__name__}.")
-    return state[name]
+    value = state[name]
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        raise ValueError(f"{name} should be a {kinds[0].__name__}, but is a {type(value).__name__}.")
+    return value
 
 
 def load_part(part: Stateful, name: str, states: Any) -> None:
@@ -86,33 +86,49 @@ def load_part(part: Stateful, name: str, states: Any) -> None:
         elif isinstance(part, LRScheduler):
             _check_alike(state, part.state_dict(), "the schedule")
         part.load_state_dict(state)
-    except _ERRORS as error:
-        raise ValueError(f"its state of {name!r} does not fit: {error}") from error
+    except ERRORS as error:
+        raise ValueError(f"its state of {name!r} does not fit: {reason(error)}") from error
 
 
 def _check_optimizer(optimizer: torch.optim.Optimizer, state: Any) -> None:
-    own = optimizer.state_dict()
-    groups = entry(state, "param_groups", list)
-    _check_alike(groups, own["param_groups"], "the groups")
-    if [group["params"] for group in groups] != [group["params"] for group in own["param_groups"]]:
-        raise ValueError("it has other parameters.")
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    own, groups = optimizer.state_dict()["param_groups"], entry(state, "param_groups", list)
+    _check_alike(groups, own, "the groups")
+    for group, expected in zip(groups, own, strict=True):
+        if group["params"] != expected["params"]:
+            raise ValueError("it has other parameters.")
+        for key, value in expected.items():
+            if isinstance(value, bool) and group[key] != value:  # which algorithm it is: amsgrad, maximize, ...
+                raise ValueError(f"{key} of the groups is {value}, but {group[key]} in the file.")
+        if isinstance(optimizer, torch.optim.Adam) and not all(0 <= float(beta) < 1 for beta in group["betas"]):
+            raise ValueError(f"betas of the groups should lie in [0, 1), but are {shown(group['betas'])}.")
+    parameters = [(each, group) for group in optimizer.param_groups for each in group["params"]]
     for index, values in entry(state, "state", dict).items():
         if type(index) is not int or not 0 <= index < len(parameters) or not isinstance(values, dict):
-            raise ValueError(f"there is no parameter {index!r:.50} with a state.")
+            raise ValueError(f"there is no parameter {shown(index)} with a state.")
         for key, value in values.items():
             if isinstance(value, Tensor) and value.is_floating_point() and not value.isfinite().all():
                 raise ValueError(f"{key} of the parameter {index} is not finite.")
-        if not isinstance(optimizer, torch.optim.Adam):
-            continue  # what the states of others are made of is not known here
-        shape = tuple(parameters[index].shape)
-        for key, expected in {"step": (), "exp_avg": shape, "exp_avg_sq": shape}.items():
-            value = entry(values, key, Tensor)
-            if tuple(value.shape) != expected or not value.is_floating_point():
-                raise ValueError(
-                    f"{key} of the parameter {index} should have shape {expected}, but is a tensor of {value.dtype} "
-                    f"and {tuple(value.shape)}."
-                )
+        if isinstance(optimizer, torch.optim.Adam):  # what the states of others are made of is not known here
+            parameter, group = parameters[index]
+            _check_moments(values, parameter, f"of the parameter {index}", amsgrad=group["amsgrad"])
+
+
+def _check_moments(values: Any, parameter: Tensor, of: str, *, amsgrad: bool) -> None:
+    """Raises ValueError unless these are the averages that Adam keeps for a parameter, and the number of its steps."""
+    for key in ("step", "exp_avg", "exp_avg_sq", *(("max_exp_avg_sq",) if amsgrad else ())):
+        value = entry(values, key, Tensor)
+        shape, dtype = parameter.shape, parameter.dtype
+        if key == "step":
+            shape, dtype = torch.Size(), torch.float32
+            if value.dtype == torch.get_default_dtype():  # as it has without fused=True
+                dtype = value.dtype
+        if value.shape != shape or value.dtype != dtype:
+            raise ValueError(
+                f"{key} {of} should have shape {tuple(shape)} and {dtype}, but has {tuple(value.shape)} and "
+                f"{value.dtype}."
+            )
+        if key != "exp_avg" and (value < 0).any():
+            raise ValueError(f"{key} {of} cannot be {value.min().item():g}.")
 
 
 def _check_alike(found: Any, own: Any, place: str) -> None:
@@ -121,8 +137,8 @@ def _check_alike(found: Any, own: Any, place: str) -> None:
     if type(found) is not type(own) and not numbers:
         raise ValueError(f"{place} should be a {type(own).__name__}, but is a {type(found).__name__}.")
     if isinstance(own, dict):
-        if found.keys() != own.keys():
-            raise ValueError(f"{place} should have {', '.join(map(str, own))}, but has {', '.join(map(str, found))}.")
+        if other := sorted(found.keys() ^ own.keys(), key=str):
+            raise ValueError(f"{shown(other[0])} of {place} is {'missing' if other[0] in own else 'unknown'}.")
         for key, value in own.items():
             _check_alike(found[key], value, f"{key} of {place}")
     elif isinstance(own, list | tuple):

@@ -1,10 +1,11 @@
 """Runs a script of the examples, kills it at random moments, and lets it go on until it ends.
 
-    python tests/examples/kill_often.py two_moons 20 1.5 0.2 -- --steps 300 --out DIR
+    python tests/examples/kill_often.py two_moons 20 1.5 0.2 ONE -- --steps 300 --out DIR
 
-It is killed (SIGKILL) so many times, each after a random part of so many seconds, where the state is saved as often as
-the next number of seconds says (0: after every step, so that many kills fall into a save). Every attempt is a fork of
-this process, which has imported everything: importing would take most of the time.
+Before, it runs in one go into the folder ONE, unless that is there already. Then it is killed (SIGKILL) so many times,
+each after a random part of so many seconds, where the state is saved as often as the next number of seconds says (0:
+after every step, so that many kills fall into a save). Every attempt is a fork of this process, which has imported
+everything: importing would take most of the time.
 """
 
 import importlib
@@ -15,7 +16,10 @@ import sys
 import time
 from pathlib import Path
 
+import filelock  # noqa: F401
+import safetensors.torch  # noqa: F401
 import torch
+import torch._dynamo  # the optimizers import it, which takes seconds
 
 from pyro_realnvp import Checkpoint
 
@@ -49,10 +53,12 @@ def attempt(main, arguments, seconds):
     return False
 
 
-def run(name, kills, seconds, every, arguments):
+def run(name, kills, seconds, every, one, arguments):
     Checkpoint.__init__.__kwdefaults__["every"] = every
     torch.set_num_threads(1)
     main = importlib.import_module(name).main
+    if not Path(one).exists():
+        attempt(main, [*arguments, "--out", one], 3600)
     draw = random.Random(0)
     done = 0
     while done < kills:
@@ -64,5 +70,5 @@ def run(name, kills, seconds, every, arguments):
 
 
 if __name__ == "__main__":
-    script, kills, seconds, every, _, *arguments = sys.argv[1:]
-    run(script, int(kills), float(seconds), float(every), arguments)
+    script, kills, seconds, every, one, _, *arguments = sys.argv[1:]
+    run(script, int(kills), float(seconds), float(every), one, arguments)

@@ -102,14 +102,15 @@ def test_another_run_is_not_gone_on_with(tmp_path: Path) -> None:
     assert (tmp_path / "checkpoint.safetensors").is_file()
 
 
-def test_metrics_go_on_with_the_rows_of_the_checkpoint(tmp_path: Path) -> None:
+@pytest.mark.parametrize("torn", ['{"step": 4', "\n", "\0\0\0\0"])
+def test_metrics_go_on_with_the_rows_of_the_checkpoint(torn: str, tmp_path: Path) -> None:
     metrics = Metrics(tmp_path)
     for step in (10, 20):
         metrics.write({"step": step})
     state = {**metrics.state_dict(), "seconds": 100.0}
     metrics.write({"step": 30})
     with metrics.path.open("a") as file:
-        file.write('{"step": 4')  # the machine went down here
+        file.write(torn)  # the machine went down here
     later = Metrics(tmp_path)
     later.load_state_dict(state)
     assert [row["step"] for row in rows(tmp_path)] == [10, 20]

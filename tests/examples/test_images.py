@@ -94,6 +94,16 @@ def test_sample_reproduces(run: Path, tmp_path: Path) -> None:
     ).read_bytes()
 
 
+def test_sampling_leaves_what_training_has_written(run: Path) -> None:
+    before = {file: file.read_bytes() for file in run.iterdir()}
+    assert {"metrics.jsonl", "training.safetensors"} <= {file.name for file in before}
+    with pytest.raises(SystemExit, match=r"^2$"):
+        images.main(["--sample", str(run / "chekpoint.safetensors"), "--out", str(run)])
+    images.main(["--sample", str(run / "checkpoint.safetensors"), "--out", str(run)])
+    (run / "sample-of-checkpoint.png").unlink()
+    assert {file: file.read_bytes() for file in run.iterdir()} == before
+
+
 @pytest.mark.parametrize(
     ("arguments", "count"),
     [

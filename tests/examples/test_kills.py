@@ -27,11 +27,11 @@ SCRIPTS = {
 }
 
 
-def run(name: str, kills: int, out: Path, *, seconds: float = 3.0, every: float = 0.1) -> int:
-    """Runs a script with so many kills; returns how many there were before it ended."""
+def run(name: str, kills: int, one: Path, out: Path, *more: str, seconds: float, every: float = 0.1) -> int:
+    """Runs a script in one go and with so many kills; returns how many there were before it ended."""
     script = name.split(",")[0]
-    command = [sys.executable, HERE / "kill_often.py", script, str(kills), str(seconds), str(every), "--"]
-    arguments = [*SCRIPTS[name], "--device", "cpu", "--out", str(out)]
+    command = [sys.executable, HERE / "kill_often.py", script, str(kills), str(seconds), str(every), one, "--"]
+    arguments = [*SCRIPTS[name], *more, "--device", "cpu", "--out", str(out)]
     result = subprocess.run([*command, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-2000:]
     return int(result.stdout.split()[-2])
@@ -60,22 +60,21 @@ def same(one: Path, other: Path) -> None:
     assert not list(other.rglob("*.part"))
 
 
-@pytest.mark.parametrize("name", ["two_moons", "images"])
-def test_killed_a_few_times(name: str, tmp_path: Path) -> None:
-    run(name, 0, tmp_path / "one")
-    assert run(name, 4, tmp_path / "killed", seconds=2.0) >= 2
-    same(tmp_path / "one", tmp_path / "killed")
+@pytest.mark.parametrize(("name", "steps"), [("two_moons", "150"), ("images", "30")])
+def test_killed_a_few_times(name: str, steps: str, tmp_path: Path) -> None:
+    one, killed = tmp_path / "one", tmp_path / "killed"
+    assert run(name, 3, one, killed, "--steps", steps, seconds=0.8) >= 2
+    same(one, killed)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("every", [0.1, 0.0], ids=["saved often", "saved after every step"])
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_killed_twenty_times(name: str, every: float, tmp_path: Path) -> None:
-    run(name, 0, tmp_path / "one")
-    kills, seconds = 0, 0.4
+    one, kills, seconds = tmp_path / "one", 0, 0.4
     while kills < 20:  # shorter attempts until the script does not end before
-        kills = run(name, 20, tmp_path / f"killed {seconds}", seconds=seconds, every=every)
+        kills = run(name, 20, one, tmp_path / f"killed {seconds}", seconds=seconds, every=every)
         seconds *= 0.6
         last = sorted(tmp_path.glob("killed *"), key=lambda path: path.stat().st_mtime)[-1]
-        same(tmp_path / "one", last)
+        same(one, last)
     print(f"{name}: {kills} kills, saved every {every} s")
