@@ -26,6 +26,7 @@ class Base(nn.Module):
 
     zero: Tensor
     context_shape: Size | None = None
+    is_even = False  #: whether p(z) = p(-z), whatever the parameters
 
     def __init__(self, event_shape: int | Sequence[int]) -> None:
         super().__init__()

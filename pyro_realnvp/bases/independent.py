@@ -31,6 +31,8 @@ class StandardNormal(Base):
         event_shape: of one event, or its length.
     """
 
+    is_even = True
+
     def forward(self, context: Tensor | None = None) -> dist.Distribution:
         zeros = self.zero.expand(self.event_shape)
         return Events(_UnitNormal(zeros, zeros + 1, validate_args=False), len(self.event_shape))
@@ -47,6 +49,8 @@ class StandardLogistic(Base):
     Args:
         event_shape: of one event, or its length.
     """
+
+    is_even = True
 
     def forward(self, context: Tensor | None = None) -> dist.Distribution:
         zeros = self.zero.expand(self.event_shape)
