@@ -36,8 +36,11 @@ class StudentTBase(LinearInContext):
     small nu by up to ten times that. From the start at nu = 10, with a centre close to that of N(0, 1), heavy tails are
     found in some hundred steps at a learning rate of 0.01, and thin ones are no worse by more than a few thousandths of
     a nat. The density is that of the formula, up to rounding, for |z| up to 1e38, and draws by ``rsample`` have
-    gradients for nu. Data with heavy tails have a standard deviation that is large or infinite: give ``fit`` its
-    ``noise``.
+    gradients for nu.
+
+    A network with bounded activations, ``partial(MLP, activation=nn.Tanh)`` say, leaves the tails of the coordinates
+    independent, where one that grows linearly drags a coordinate along with far values of another. Data with heavy
+    tails have a large or infinite standard deviation, which the default ``noise`` of ``fit`` follows: give it a number.
 
     Flow.sample multiplies the draws by a temperature, as 0 is their centre whether they have a mean or not; it takes no
     truncation, since for nu <= 2 there is no standard deviation.
