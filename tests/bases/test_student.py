@@ -151,13 +151,13 @@ def test_a_truncation_is_refused():
 
 def fitted(base, target, *, steps):
     """A flow fitted by reverse KL, with the gradient of the path."""
-    net = partial(MLP, hidden=(32,), activation=nn.Tanh)
+    net = partial(MLP, hidden=(8,), activation=nn.Tanh)
     flow = Flow(base, realnvp_transforms(base.event_shape[0], couplings=4, net=net))
-    optimizer = torch.optim.Adam(flow.parameters(), lr=1e-2)
+    optimizer = torch.optim.Adam(flow.parameters(), lr=3e-2)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(steps):
         q = PathGradientDistribution(flow.base(), [flow.transforms])
-        x = q.rsample((256,))
+        x = q.rsample((1024,))  # far values are seldom seen, and what the couplings do there is all that is left
         optimizer.zero_grad()
         (q.log_prob(x) - target.log_prob(x)).mean().backward()
         torch.nn.utils.clip_grad_norm_(flow.parameters(), 5.0)
@@ -178,8 +178,8 @@ def weights(flow, target):
 def test_reverse_kl_finds_the_tails(df, dim):
     """Of independent Student-t variables, shifted and scaled: for df = 1 of Cauchy variables."""
     target = dist.StudentT(df, torch.linspace(1, -2, dim), torch.linspace(0.5, 3, dim)).to_event(1)
-    heavy = fitted(StudentTBase(dim), target, steps=3000)
-    thin = fitted(StandardNormal(dim), target, steps=3000)
+    heavy = fitted(StudentTBase(dim), target, steps=2000)
+    thin = fitted(StandardNormal(dim), target, steps=2000)
     for flow in (heavy, thin):
         w = weights(flow, target)
         ess = effective_sample_size(w) / len(w)
