@@ -16,7 +16,7 @@ from .._runtime.checks import count_of
 from .._runtime.construction import recorded
 from .base import LinearInContext
 
-_SPREAD = 0.5  # standard deviation of the locations at the start
+_SPREAD = math.sqrt(0.5)  # standard deviation of the locations at the start
 
 
 @recorded
@@ -26,13 +26,14 @@ class MixtureBase(LinearInContext):
         p(z) = sum_k w_k N(z; loc_k, diag(scale_k^2)),   w = softmax(logits)
 
     A draw takes one component for the whole event. The locations start at random, so that the components can part, with
-    variances of 1/4 beside variances of 3/4 of the components, and equal weights: every element has in the mean the
-    variance 1. With a context, logits, locations and logarithms of the scales are those parameters plus A context.
+    variance 1/2, beside components of variance 1/2 and of equal weights: every element has variance 1 in expectation.
+    From narrower starts more components end in one mode. With a context, logits, locations and logarithms of the scales
+    are those parameters plus A context.
 
-    Draws have gradients for all parameters, where they are made by ``rsample``; see :class:`DiagonalMixture`. Those of
-    the weights are noisy for components that are far apart, since mass then moves through places that no draw visits:
-    in training by reverse KL the weights of modes that are more than about eight standard deviations apart hardly
-    learn. Training by maximum likelihood needs no such gradient.
+    Draws by ``rsample`` have gradients for all parameters; see :class:`DiagonalMixture`. Those for the weights are
+    noisy where components are far apart, since mass moves through places that no draw visits: in training by reverse
+    KL, the weights of modes that are more than about eight standard deviations apart hardly learn. Training by maximum
+    likelihood needs no such gradient.
 
     In Flow.sample a temperature and a truncation hold within the component of every draw: z = loc_k + T scale_k e, with
     e from N(0, I) within the truncation.
