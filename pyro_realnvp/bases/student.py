@@ -1,12 +1,15 @@
 """A base with heavy tails."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pyro import distributions as dist
 from torch import Size, Tensor, nn
+from torch.distributions import constraints
 from torch.nn.functional import softplus
 
 from .._runtime.checks import number
@@ -80,7 +83,7 @@ class StudentTBase(LinearInContext):
         return _FLOOR + _GAIN * softplus(_GAIN * raw)
 
     def forward(self, context: Tensor | None = None) -> dist.Distribution:
-        return Events(_StudentT(self.df(context), validate_args=False), len(self.event_shape))
+        return Events(_StudentT(self.df(context)), len(self.event_shape))
 
     def draw(
         self, distribution: Any, sample_shape: Size, *, temperature: float = 1.0, truncation: float | None = None
@@ -93,8 +96,28 @@ class StudentTBase(LinearInContext):
         return temperature * distribution.sample(sample_shape)
 
 
-class _StudentT(dist.StudentT):  # type: ignore[misc]  # Pyro's is untyped
-    """A standard Student-t variable whose density and draws neither overflow nor cancel in single precision."""
+class _StudentT(dist.TorchDistribution):
+    """Standard Student-t variables whose density and draws neither overflow nor cancel in single precision."""
+
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {"df": constraints.positive}
+    support = constraints.real
+    has_rsample = True
+
+    def __init__(self, df: Tensor) -> None:
+        self.df = df
+        super().__init__(df.shape, validate_args=False)
+
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> _StudentT:
+        return _StudentT(self.df.expand(Size(batch_shape)))
+
+    @property
+    def mean(self) -> Tensor:
+        return torch.where(self.df > 1, 0.0, math.nan).to(self.df)
+
+    @property
+    def variance(self) -> Tensor:
+        finite = torch.where(self.df > 2, self.df / (self.df - 2), math.inf)
+        return torch.where(self.df > 1, finite, math.nan)
 
     def log_prob(self, value: Tensor) -> Tensor:
         return _log_normalizer(self.df) - 0.5 * (self.df + 1) * _log1p_square(value * self.df.rsqrt())
@@ -102,11 +125,10 @@ class _StudentT(dist.StudentT):  # type: ignore[misc]  # Pyro's is untyped
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         # z = n sqrt(a / g), g ~ Gamma(a), a = df/2, by logarithms: for a small g neither 1/g nor its gradient
         # overflows. g is g' u^(1/a), with g' ~ Gamma(a + 1) and u uniform, whose logarithm is that of no rounded zero.
-        shape = self._extended_shape(Size(sample_shape))
-        a = 0.5 * self.df
-        normal, exponential = a.new_empty(shape).normal_(), a.new_empty(shape).exponential_()
-        larger = dist.Gamma(a + 1, torch.ones_like(a), validate_args=False).rsample(Size(sample_shape))
-        return normal * (0.5 * (a.log() - larger.log() + exponential / a)).exp()
+        a = 0.5 * self.df.expand(Size(sample_shape) + self.df.shape)
+        larger = dist.Gamma(a + 1, torch.ones_like(a), validate_args=False).rsample()
+        minus_log_u = torch.empty_like(a).exponential_()
+        return torch.randn_like(a) * (0.5 * (a.log() - larger.log() + minus_log_u / a)).exp()
 
 
 def _log1p_square(t: Tensor) -> Tensor:

@@ -65,7 +65,7 @@ def test_the_density_and_its_gradients_at_values_of_any_size(df, dtype):
 def test_the_two_formulas_of_the_normalizer_meet(df):
     each = StudentTBase(1, df=df).double()().base_dist
     nu = torch.tensor([df], dtype=torch.float64, requires_grad=True)
-    log_prob = type(each)(nu, validate_args=False).log_prob(torch.zeros(1, dtype=torch.float64))
+    log_prob = type(each)(nu).log_prob(torch.zeros(1, dtype=torch.float64))
     exact, _, by_df = exact_log_prob(0.0, df)
     assert log_prob.item() == pytest.approx(exact, abs=1e-13)
     assert torch.autograd.grad(log_prob, nu)[0].item() == pytest.approx(by_df, abs=1e-13)
@@ -98,7 +98,7 @@ def test_two_million_draws_at_the_floor_are_finite_in_single_precision():
         base.raw_df.fill_(-1e30)
     each = base().base_dist
     df = torch.full((1_000_000, 2), 0.5, requires_grad=True)
-    z = type(each)(df, validate_args=False).rsample()
+    z = type(each)(df).rsample()
     assert z.dtype == torch.float32
     assert z.isfinite().all()
     assert z.abs().max() > 1e9  # that often a value is so far away
@@ -130,6 +130,12 @@ def test_the_gradient_of_an_expectation_by_df(df):
     error = found.std() / len(found) ** 0.5
     assert abs(found.mean() - exact) < 4.5 * error
     assert error < 0.03 * abs(exact)
+
+
+def test_moments_that_there_are():
+    each = type(StudentTBase(4)().base_dist)(torch.tensor([0.7, 1.5, 2.5, 6.0]))
+    torch.testing.assert_close(each.variance, torch.tensor([math.nan, math.inf, 5.0, 1.5]), equal_nan=True)
+    torch.testing.assert_close(each.mean, torch.tensor([math.nan, 0.0, 0.0, 0.0]), equal_nan=True)
 
 
 def test_the_temperature_multiplies_draws_that_have_no_mean():
