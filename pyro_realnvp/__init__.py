@@ -3,7 +3,7 @@
 from typing import Any
 
 from ._deprecated import deprecated
-from .bases import Base, DiagonalNormal, StandardLogistic, StandardNormal
+from .bases import Base, DiagonalNormal, MixtureBase, StandardLogistic, StandardNormal, StudentTBase
 from .bijections.bijection import Bijection, Conditioned, Inverse
 from .bijections.chain import Chain
 from .bijections.context import EmbedContext
@@ -53,7 +53,7 @@ __all__ = [  # noqa: RUF022  # in the order in which a user meets them
     # families, and a flow as one Module
     "realnvp_transforms", "nice_transforms", "glow_transforms", "flowpp_transforms", "flowpp_dequantizer",
     "spline_transforms",
-    "Flow", "Base", "StandardNormal", "StandardLogistic", "DiagonalNormal",
+    "Flow", "Base", "StandardNormal", "StandardLogistic", "DiagonalNormal", "StudentTBase", "MixtureBase",
     "ImageFlow", "Dequantized", "bits_per_dim",
     # training
     "fit", "History", "save", "load", "Checkpoint", "recompute", "rebuild", "synchronize", "recalibrate",

@@ -13,6 +13,7 @@ from ._runtime.autocast import upcast
 from ._runtime.checks import check_context, check_floating, draws, number, positive, values_are_known
 from ._runtime.construction import recorded
 from .bases import Base
+from .bases.base import draw_about_the_mean
 from .bijections.bijection import Bijection
 from .bijections.chain import Chain
 from .bijections.support import finite
@@ -157,13 +158,8 @@ class Flow(nn.Module):
             truncation = positive("truncation", truncation)
         # The batch of a context comes in through the distribution; without one, making it would take longer than z.
         base = self.base(None) if context is None else self.distribution(context).base_dist
-        z = base.sample(draws("sample_shape", sample_shape))
-        if truncation is not None:
-            each = base.base_dist  # of independent elements
-            low, high = (each.cdf(each.mean + sign * truncation * each.stddev) for sign in (-1, 1))
-            z = each.icdf(low + (high - low) * torch.rand_like(z))
-        if temperature != 1.0:
-            z = base.mean + temperature * (z - base.mean)
+        draw = self.base.draw if isinstance(self.base, Base) else draw_about_the_mean
+        z = draw(base, draws("sample_shape", sample_shape), temperature=temperature, truncation=truncation)
         return self._conditioned(context).forward_and_log_det(z)[0]  # the distribution would remember it
 
     @torch.no_grad()

@@ -80,6 +80,7 @@ def test_every_folder_says_what_lives_there():
         "networks",
         "bijections",
         "families",
+        "bases",
         "training",
         "inference",
     }

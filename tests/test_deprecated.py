@@ -14,6 +14,7 @@ import pyro_realnvp
 from pyro_realnvp import (
     MLP,
     Affine,
+    Base,
     Chain,
     Conditioner,
     ConvNet,
@@ -23,6 +24,7 @@ from pyro_realnvp import (
     Flow,
     GatedAttention,
     Halves,
+    MixtureBase,
     ResNet,
     Sandwich,
     SigmoidLogScale,
@@ -31,6 +33,7 @@ from pyro_realnvp import (
     SqueezeCheckerboard,
     SqueezeColumns,
     StandardNormal,
+    StudentTBase,
     TanhLogScale,
     flowpp_dequantizer,
     flowpp_transforms,
@@ -276,6 +279,8 @@ MAKERS = {
     "ConvNet": partial(ConvNet, 2, 3, hidden=4),
     "GatedAttention": partial(attention, 2, 3, size=(4, 4)),
     "DiagonalNormal": partial(DiagonalNormal, 4),
+    "StudentTBase": partial(StudentTBase, 4),
+    "MixtureBase": partial(MixtureBase, 4, 2),
 }
 
 
@@ -289,7 +294,7 @@ def outputs(made):
     if isinstance(module, Conditioner):
         return module(torch.randn(5, *((4,) if isinstance(module, MLP) else (2, 4, 4))), context)
     x = torch.randn(5, *module.event_shape)
-    return module(context).log_prob(x) if isinstance(module, DiagonalNormal) else module.condition(context)(x)
+    return module(context).log_prob(x) if isinstance(module, Base) else module.condition(context)(x)
 
 
 @pytest.mark.parametrize("name", MAKERS)

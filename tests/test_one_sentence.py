@@ -1,6 +1,7 @@
 """Values of the wrong type, and networks of no size, get one sentence that names culprit and remedy."""
 
 import re
+from functools import partial
 
 import numpy as np
 import pytest
@@ -15,9 +16,11 @@ from pyro_realnvp import (
     Flow,
     GatedAttention,
     InvertibleConv1x1,
+    MixtureBase,
     ResNet,
     Scale,
     StandardNormal,
+    StudentTBase,
     glow_transforms,
     realnvp_transforms,
 )
@@ -101,8 +104,10 @@ def test_arrays_and_lists_are_no_tensors(make, call):
         lambda: image(context_dim=3),
         lambda: Flow(DiagonalNormal(2, context_dim=3), realnvp_transforms(2, couplings=2, net=mlp)),
         lambda: Flow(DiagonalNormal(2, context_dim=3), realnvp_transforms(2, couplings=2, net=mlp, context_dim=3)),
+        lambda: Flow(StudentTBase(2, context_dim=3), realnvp_transforms(2, couplings=2, net=mlp)),
+        lambda: Flow(MixtureBase(2, 2, context_dim=3), realnvp_transforms(2, couplings=2, net=mlp)),
     ],
-    ids=["vector", "image", "base", "both"],
+    ids=["vector", "image", "base", "both", "student", "mixture"],
 )
 def test_one_hot_contexts_of_integers(make):
     flow = make()
@@ -118,9 +123,10 @@ def test_one_hot_contexts_of_integers(make):
     assert flow(x, context.float()).shape == (4,)
 
 
-def test_a_one_hot_context_of_integers_for_a_base():
-    base = DiagonalNormal(2, context_dim=3)
-    one_sentence(lambda: base(torch.tensor([0, 1, 0])), "DiagonalNormal|context", "int64")
+@pytest.mark.parametrize("make", [DiagonalNormal, StudentTBase, partial(MixtureBase, components=2)])
+def test_a_one_hot_context_of_integers_for_a_base(make):
+    base = make(2, context_dim=3)
+    one_sentence(lambda: base(torch.tensor([0, 1, 0])), f"{type(base).__name__}.*context", "int64")
 
 
 @pytest.mark.parametrize(

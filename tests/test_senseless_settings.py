@@ -11,6 +11,7 @@ from pyro_realnvp import (
     DiagonalNormal,
     FixedAffine,
     Flow,
+    MixtureBase,
     Permute,
     Scale,
     SigmoidLogScale,
@@ -19,6 +20,7 @@ from pyro_realnvp import (
     SqueezeCheckerboard,
     SqueezeColumns,
     StandardNormal,
+    StudentTBase,
     TanhLogScale,
     alternating,
     channelwise,
@@ -68,6 +70,8 @@ def test_temperatures_that_make_sense():
         *[(lambda v=v: SigmoidLogScale(floor=v), "SigmoidLogScale|floor", v) for v in (NAN, 1, -1)],
         (lambda: TanhLogScale(NAN), "TanhLogScale|initial", NAN),
         (lambda: TanhLogScale(INF), "TanhLogScale|initial", INF),
+        *[(lambda v=v: StudentTBase(2, df=v), "df of StudentTBase", v) for v in (NAN, INF, 0.5, -1.0)],
+        *[(lambda v=v: MixtureBase(2, v), "components of MixtureBase", v) for v in (0, -1)],
         (lambda: pareto_k_threshold(NAN), "num_samples", NAN),
     ],
 )
@@ -105,6 +109,8 @@ def test_constants_of_an_affine_map(loc, scale, culprit, value):
         (StandardNormal, (0,)),
         (StandardNormal, (1, -2, 2)),
         (DiagonalNormal, (-1,)),
+        (StudentTBase, (2, 0)),
+        (lambda shape: MixtureBase(shape, 2), (-3,)),
         (Squeeze, (1, -2, -2)),
         (Squeeze, (0, 2, 2)),
         (SqueezeColumns, (1, 2, -2)),
@@ -137,8 +143,19 @@ def conditional_base():
     return Flow(DiagonalNormal(2, context_dim=3), realnvp_transforms(2, couplings=2, net=mlp))
 
 
+def conditional_student():
+    return Flow(StudentTBase(2, context_dim=3), realnvp_transforms(2, couplings=2, net=mlp))
+
+
+def conditional_mixture():
+    return Flow(MixtureBase(2, 2, context_dim=3), realnvp_transforms(2, couplings=2, net=mlp))
+
+
+CONDITIONAL_BASES = [conditional_base, conditional_student, conditional_mixture]
+
+
 @pytest.mark.parametrize("bad", [NAN, INF])
-@pytest.mark.parametrize("make", [lambda: vector(context_dim=3), conditional_image, conditional_base])
+@pytest.mark.parametrize("make", [lambda: vector(context_dim=3), conditional_image, *CONDITIONAL_BASES])
 def test_a_context_that_is_not_finite(make, bad):
     flow = make()
     x, context = torch.randn(4, *flow.event_shape), torch.randn(4, 3)

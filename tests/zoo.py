@@ -58,7 +58,7 @@ from pyro_realnvp import (
     recompute,
     spline_transforms,
 )
-from pyro_realnvp.inference.guide import default_transforms
+from pyro_realnvp.inference.steady import default_transforms
 from pyro_realnvp.networks.convnet import ZeroConv
 
 mlp = partial(MLP, hidden=(8,))

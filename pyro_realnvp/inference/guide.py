@@ -21,53 +21,23 @@ from torch import Size, Tensor, nn
 from torch.distributions import Transform, biject_to
 
 from .._runtime.batch_statistics import hold_statistics
-from ..bases import StandardNormal
-from ..bijections.bijection import Bijection
+from .._runtime.checks import built_by
+from ..bases import Base, StandardNormal
 from ..bijections.chain import Chain
 from ..bijections.coupling import Elementwise
-from ..bijections.linear import FixedAffine, Permute
-from ..bijections.mixture import MixtureLogistic
-from ..bijections.transformers import Affine, SoftClipLogScale
-from ..families.assembly import latent_to_data, vector_couplings
+from ..bijections.linear import FixedAffine
+from ..bijections.transformers import Affine
 from ..flow import Flow
 from .param_store import register
 from .path_gradient import PathGradientDistribution
 from .sites import constrained, log_joint, log_joints, plate_nesting
-from .steady import SteadyMLP
+from .steady import default_transforms
 from .warm_start import best_gaussian
 
 _QUANTILE_DRAWS = 20_000
-_BOUND = 1.0  # of the logarithm of the scale of a coupling
 _MAX_DENSE = 256  # beyond it a covariance is expensive to fit, and the guide starts as a diagonal Gaussian
 
 _copies = itertools.count(1)
-
-
-def default_transforms(dim: int) -> list[Bijection]:
-    """Builds four pairs of couplings with small networks, and shuffles the coordinates between the pairs.
-
-    Without the shuffles two latents in one half, as the scale of a hierarchy and its groups, would never meet in a
-    coupling. One latent gets a mixture of logistics, in the direction that needs no search.
-
-    From a start far narrower than the posterior all couplings widen at once, and each reads what the last one widened.
-    So that this does not run away at a usual learning rate, the networks answer slowly to Adam (:class:`SteadyMLP`),
-    and the scale of a coupling is bounded, as in Andrade (2024), Stable training of normalizing flows for
-    high-dimensional variational inference: log_scale = raw / (1 + |raw|), within (-1, 1). What the scales together
-    cannot reach, the learned ``log_scale`` of the guide does, one learning rate in a step.
-    """
-    if dim == 1:
-        return [Elementwise((1,), MixtureLogistic(components=8))]
-    shuffled = [*range(0, dim, 2), *range(1, dim, 2)]
-    layers: list[Bijection] = []
-    for _ in range(4):
-        if layers:
-            layers.append(Permute((dim,), shuffled))
-        layers += latent_to_data(vector_couplings(Size((dim,)), 2, SteadyMLP, _bounded_affine, None))
-    return layers
-
-
-def _bounded_affine() -> Affine:
-    return Affine(SoftClipLogScale(_BOUND))
 
 
 class AutoRealNVP(AutoContinuous):
@@ -91,14 +61,18 @@ class AutoRealNVP(AutoContinuous):
     guide reaches the posterior (:mod:`pyro_realnvp.inference.path_gradient`), at the cost of a second pass through the
     flow; no setting is needed, for other bounds either.
 
+    With ``base=StudentTBase`` z has heavy tails, which are learned; with ``base=partial(MixtureBase, components=4)`` it
+    has several modes.
+
     The flow is built by :meth:`initialize` or the first call. A state loads into a fresh guide before that. A single
     latent has nothing to be coupled with, and gets a mixture of logistics.
 
     Args:
         model: a Pyro model with continuous latents.
         transforms: builds the flow: maps D to transforms latent -> data of events (D,), as the builders of this
-            package do. By default :func:`default_transforms`, eight couplings; for several modes or
-            heavy tails, ``flowpp_transforms``.
+            package do. By default :func:`default_transforms`, eight couplings; for several modes,
+            ``flowpp_transforms``.
+        base: builds the base: maps D to a Base of events (D,) without a context. N(0, I) by default.
         init_loc_fn: a per-site function from ``pyro.infer.autoguide.initialization``; ``init_to_median`` by default.
         init_scale: standard deviation of every unconstrained latent at the start; 0.1 by default.
         name: of the guide, and of its parameters in Pyro's global store. Guides of one process whose parameters are
@@ -116,6 +90,7 @@ class AutoRealNVP(AutoContinuous):
         model: Callable[..., Any],
         transforms: Callable[[int], Iterable[Transform]] = default_transforms,
         *,
+        base: Callable[[int], Base] = StandardNormal,
         init_loc_fn: Callable[..., Any] | None = None,
         init_scale: float | None = None,
         name: str | None = None,
@@ -125,7 +100,7 @@ class AutoRealNVP(AutoContinuous):
         self._find_start = init_loc_fn is None and init_scale is None
         super().__init__(model, init_loc_fn=_median_or_feasible if init_loc_fn is None else init_loc_fn)
         self._init_scale = 0.1 if init_scale is None else init_scale
-        self._transforms = transforms
+        self._transforms, self._make_base = transforms, base
         self._plain_model = (model,)  # not registered as a submodule
         if name is not None:
             self._pyro_name = name
@@ -133,6 +108,7 @@ class AutoRealNVP(AutoContinuous):
         # Follows .to() and .double() before there is a flow.
         self.register_buffer("_zero", torch.zeros(()), persistent=False)
         self.transform: Chain | None = None
+        self.base: Base | None = None
 
     def initialize(self, *args: Any, **kwargs: Any) -> None:
         """Runs the model with these arguments and builds the flow; does nothing if that has happened."""
@@ -221,6 +197,12 @@ class AutoRealNVP(AutoContinuous):
             affine.theta[shape[0] :] = math.log(init_scale)  # type: ignore[index]
         parts = [*self._transforms(shape[0]), affine, FixedAffine(loc, scale)]
         self.transform = Chain(parts, shape).to(loc)
+        self.base = built_by("base", self._make_base, shape[0], kind=Base).to(loc)
+        if self.base.event_shape != shape or self.base.context_shape is not None:
+            raise ValueError(
+                f"base must build a Base of events {tuple(shape)} without a context, but built one of events "
+                f"{tuple(self.base.event_shape)} and contexts {tuple(self.base.context_shape or ())}."
+            )
 
     def _flow(self) -> Chain | None:
         return self._modules.get("transform")  # type: ignore[return-value]  # reading a PyroModule's attribute makes Pyro statements
@@ -244,10 +226,13 @@ class AutoRealNVP(AutoContinuous):
                 self._build(state_dict[last + "loc"], state_dict[last + "scale"])
         super()._load_from_state_dict(state_dict, prefix, *args)
 
+    def _built_base(self) -> Base:
+        self._built()
+        return self._modules["base"]  # type: ignore[return-value]
+
     def get_base_dist(self) -> dist.Distribution:
-        """Returns N(0, I) of shape (D,)."""
-        zero = torch.zeros_like(next(self._built()[-1].buffers()))
-        return dist.Normal(zero, zero + 1, validate_args=False).to_event(1)
+        """Returns the distribution of z, of event shape (D,); N(0, I) by default."""
+        return self._built_base()()
 
     def get_transform(self, *args: Any, **kwargs: Any) -> Chain:
         """Returns z -> x, from the base to the unconstrained latents; it depends on no argument."""
@@ -256,8 +241,7 @@ class AutoRealNVP(AutoContinuous):
     @property
     def flow(self) -> Flow:
         """The density over the unconstrained latents x (D,), sharing the guide's parameters; :func:`save` takes it."""
-        transform = self._built()
-        return Flow(StandardNormal(transform.event_shape).to(next(transform[-1].buffers())), transform)
+        return Flow(self._built_base(), self._built())
 
     def get_posterior(self, *args: Any, **kwargs: Any) -> PathGradientDistribution:
         """Returns the distribution of the unconstrained latents x, of event shape (D,)."""
@@ -268,9 +252,10 @@ class AutoRealNVP(AutoContinuous):
         self.initialize(*args, **kwargs)
         flow = self._built()
         if _is_module_local_param_enabled():
-            _ = self.transform  # reading the attribute of a PyroModule makes the statements
+            _ = self.transform, self.base  # reading an attribute of a PyroModule makes the statements
         else:
-            self._pyro_name = register(self._pyro_name, flow, flow[-1], origin=self._origin, unpickled=self._unpickled)
+            parts = {"transform": flow, "base": self._built_base()}
+            self._pyro_name = register(self._pyro_name, parts, flow[-1], origin=self._origin, unpickled=self._unpickled)
         result: dict[str, Tensor] = super().forward(*args, **kwargs)
         return result
 
@@ -288,18 +273,20 @@ class AutoRealNVP(AutoContinuous):
 
         Of 20,000 draws, for every unconstrained coordinate by itself, and then mapped to the support of the site: for
         sites whose support is a product of intervals, the marginal quantiles. The draws are the same in every call, and
-        z comes with -z: the median is the quantile of 0.5 exactly, and the centre of a guide that is still Gaussian.
+        unless the base is a mixture, z comes with -z: the median is the quantile of 0.5 exactly, and the centre of a
+        guide that is still Gaussian.
 
         Args:
             quantiles: numbers between 0 and 1.
             args, kwargs: of the model, for a guide that has not seen it yet.
         """
         self.initialize(*args, **kwargs)
-        like = next(self._built()[-1].buffers())
-        own = torch.Generator().manual_seed(0)
-        half = torch.randn(_QUANTILE_DRAWS // 2, len(like), generator=own, dtype=like.dtype)
+        base = self._built_base()
+        with torch.random.fork_rng([base.zero.device] if base.zero.is_cuda else []):
+            torch.manual_seed(0)
+            z = base().sample((_QUANTILE_DRAWS // 2 if base.is_even else _QUANTILE_DRAWS,))
         with hold_statistics():
-            x = self.get_transform()(torch.cat([half, -half]).to(like))
+            x = self.get_transform()(torch.cat([z, -z]) if base.is_even else z)
         return constrained(self, torch.quantile(x, torch.as_tensor(quantiles).to(x), dim=0))[0]
 
     def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
@@ -310,7 +297,8 @@ class AutoRealNVP(AutoContinuous):
         """Copies the guide under another name, for the same model."""
         other = type(self).__new__(type(self))
         memo[id(self)] = other
-        shared = {"_model", "_plain_model", "master", "prototype_trace", "plates", "create_plates", "_transforms"}
+        shared = {"_model", "_plain_model", "master", "prototype_trace", "plates", "create_plates"}
+        shared |= {"_transforms", "_make_base"}
         for key, value in self.__dict__.items():
             other.__dict__[key] = value if key in shared else copy.deepcopy(value, memo)
         other._pyro_name = f"{self._pyro_name}_copy{next(_copies)}"
@@ -323,8 +311,12 @@ class AutoRealNVP(AutoContinuous):
         return {**self.__dict__, **gone, "_modules": copy.deepcopy(self._modules)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        # A guide of a file that an older version wrote has no origin.
-        super().__setstate__({"_origin": uuid.uuid4().hex, **state, "_unpickled": True})
+        # A guide of a file that an older version wrote has no origin, and its base is N(0, I).
+        older = {"_origin": uuid.uuid4().hex, "_make_base": StandardNormal}
+        super().__setstate__({**older, **state, "_unpickled": True})
+        flow = self._flow()
+        if flow is not None and "base" not in self._modules:
+            self._modules["base"] = StandardNormal(flow.event_shape).to(next(flow[-1].buffers()))
 
 
 def _median_or_feasible(site: dict[str, Any]) -> Tensor:

@@ -1,9 +1,10 @@
 """Registers the flow of a guide in Pyro's global parameter store, and takes over parameters loaded into the store."""
 
 import itertools
+from collections.abc import Mapping
 
 import pyro
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 # The parameters in Pyro's global store that a guide of this process put there, each with the origin of that guide. The
@@ -11,13 +12,14 @@ from torch.utils.weak import WeakTensorKeyDictionary
 _registered = WeakTensorKeyDictionary()
 
 
-def register(guide: str, flow: nn.Module, constants: nn.Module, *, origin: str, unpickled: bool) -> str:
+def register(guide: str, parts: Mapping[str, nn.Module], constants: nn.Module, *, origin: str, unpickled: bool) -> str:
     """Puts the parameters of a flow into the store, or takes over those of a file that was loaded into it.
 
     Args:
-        guide: name of the guide. The parameters are named ``<guide>.transform$$$<key>``.
-        flow: the flow of the guide.
-        constants: its last layer, whose buffers are saved with the store as ``<guide>.<key>``.
+        guide: name of the guide.
+        parts: the Modules of the flow by their names in the guide. Their parameters are named
+            ``<guide>.<part>$$$<key>``.
+        constants: the last layer, whose buffers are saved with the store as ``<guide>.<key>``.
         origin: what a guide has in common with those that were unpickled from it. They share its name, so that the one
             that comes second to the store enters it under the next free of ``<guide>_2``, ``<guide>_3``, ...
         unpickled: whether the guide came from a file, and had no choice of its name: it does the same where the name is
@@ -29,9 +31,9 @@ def register(guide: str, flow: nn.Module, constants: nn.Module, *, origin: str, 
     Raises:
         ValueError: if the store has parameters of an unrelated guide of this name, or of another shape.
     """
-    key, first = next(flow.named_parameters())
-    if pyro.get_param_store()._params.get(f"{guide}.transform$$${key}") is not first:
-        others = _origins(guide, flow)
+    key, first = next(iter(_named(guide, parts).items()))
+    if pyro.get_param_store()._params.get(key) is not first:
+        others = _origins(guide, parts)
         if others and not unpickled and others != {origin}:
             raise ValueError(
                 f"The parameter store has parameters of another guide named {guide!r}: give this one a name of its "
@@ -39,16 +41,22 @@ def register(guide: str, flow: nn.Module, constants: nn.Module, *, origin: str, 
             )
         if others:
             guide = _free_name(guide)
-        _enter_store(guide, flow, constants, origin)
-    if any(value.requires_grad for value in flow.parameters()):
-        pyro.module(f"{guide}.transform", flow)
+        _enter_store(guide, parts, constants, origin)
+    for name, part in parts.items():
+        if any(value.requires_grad for value in part.parameters()):
+            pyro.module(f"{guide}.{name}", part)
     return guide
 
 
-def _origins(guide: str, flow: nn.Module) -> set[str]:
+def _named(guide: str, parts: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
+    """Returns the parameters by their names in the store."""
+    return {f"{guide}.{name}$$${key}": value for name, part in parts.items() for key, value in part.named_parameters()}
+
+
+def _origins(guide: str, parts: Mapping[str, nn.Module]) -> set[str]:
     """Returns the origins of the other guides of this process whose parameters have the names of this one's."""
     params = pyro.get_param_store()._params
-    stored = ((params.get(f"{guide}.transform$$${key}"), value) for key, value in flow.named_parameters())
+    stored = ((params.get(key), value) for key, value in _named(guide, parts).items())
     return {_registered[other] for other, value in stored if other is not value and other in _registered}
 
 
@@ -59,9 +67,9 @@ def _free_name(guide: str) -> str:
     return next(name for name in numbered if not any(key.startswith(f"{name}.") for key in names))
 
 
-def _enter_store(guide: str, flow: nn.Module, constants: nn.Module, origin: str) -> None:
+def _enter_store(guide: str, parts: Mapping[str, nn.Module], constants: nn.Module, origin: str) -> None:
     store = pyro.get_param_store()
-    own = {f"{guide}.transform$$${key}": value for key, value in flow.named_parameters()}
+    own: dict[str, Tensor] = dict(_named(guide, parts))
     buffers = {f"{guide}.{key}": value for key, value in constants.named_buffers()}
     for key, value in (own | buffers).items():
         stored = store._params.get(key)

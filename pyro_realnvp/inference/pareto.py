@@ -8,6 +8,8 @@ from torch import Tensor
 
 from .._runtime.checks import at_least, check_floating
 
+_EQUAL = 0.05  # relative difference of weights that count as equal
+
 
 def effective_sample_size(log_weights: Tensor) -> float:
     """Computes (sum_s w_s)^2 / sum_s w_s^2, the number of equal weights with this relative variance, from 1 to S.
@@ -45,8 +47,9 @@ def pareto_k(log_weights: Tensor) -> float:
         log_weights: (S,) with S >= 25, normalised or not.
 
     Returns:
-        k-hat; -inf if the weights of the tail are equal to within 1e-4 of each other, as they are for an exact guide,
-        and inf if fewer than 5 of them exceed all others.
+        k-hat; -inf if the M + 1 largest weights are within 5 % of each other, as they are for an exact guide: to cut
+        them off would change the sum of all by less than 5 % of M/S, while their shape, that of a far corner or of
+        rounding, may be any. And inf if fewer than 5 of them exceed all others.
     """
     return _fit_tail(check_log_weights(log_weights))[0]
 
@@ -120,7 +123,7 @@ def _fit_tail(log_weights: Tensor) -> tuple[float, float, float]:
     values = (values - values[-1]).exp()
     count = _tail_length(len(values))
     cutoff = float(values[-count - 1])
-    if cutoff > 1 - 1e-4:
+    if cutoff > 1 - _EQUAL:
         return -math.inf, 0.0, cutoff
     excess = values[-count:] - cutoff
     excess = excess[excess > 0]

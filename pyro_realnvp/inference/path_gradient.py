@@ -49,7 +49,7 @@ class PathGradientDistribution(dist.TransformedDistribution):  # type: ignore[mi
             return total
         with hold_statistics():  # a copy must not initialise an ActNorm, whose parameters it shares
             z, log_det = constant_copy(transform).inverse_and_log_det(value)
-        path = self.base_dist.log_prob(z) + log_det
+        path = constant_copy(self.base_dist).log_prob(z) + log_det
         result: Tensor = _PathIfUniform.apply(total, path)
         return result
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..bases import Base
 from ..flow import Flow
 from ..image_flow import ImageFlow
 from ..networks.channel_norm import ChannelNorm
@@ -56,8 +57,10 @@ class MaximumLikelihood:
             return -_log_density(flow, *self.batch).mean()
 
         self.noise, self.batches = noise, rows.batches()
-        matrices = [p for p in flow.parameters() if p.requires_grad and p.dim() > 1]
-        others = [p for p in flow.parameters() if p.requires_grad and p.dim() <= 1]
+        of_bases = {p for part in flow.modules() if isinstance(part, Base) for p in part.parameters(recurse=False)}
+        trained = [p for p in flow.parameters() if p.requires_grad]
+        matrices = [p for p in trained if p.dim() > 1 and p not in of_bases]  # a mixture has a matrix of locations
+        others = [p for p in trained if p.dim() <= 1 or p in of_bases]
         self.optimizer = torch.optim.AdamW(
             [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}],
             lr=learning_rate,

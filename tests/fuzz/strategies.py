@@ -17,8 +17,10 @@ from pyro_realnvp import (
     DiagonalNormal,
     Flow,
     Logit,
+    MixtureBase,
     StandardLogistic,
     StandardNormal,
+    StudentTBase,
     nice_transforms,
     realnvp_transforms,
 )
@@ -178,6 +180,8 @@ FLOWS = {
     "nice": lambda: Flow(StandardLogistic((1, 2, 3)), nice_transforms((1, 2, 3), couplings=2, net=mlp)),
     "glow": lambda: Flow(DiagonalNormal(_IMAGE), small_glow(_IMAGE, levels=1)),
     "flowpp": lambda: Flow(StandardNormal(_IMAGE), small_flowpp(_IMAGE)),
+    "student": lambda: Flow(StudentTBase(3, df=2.0), realnvp_transforms(3, couplings=2, net=mlp)),
+    "mixture": lambda: Flow(MixtureBase(_IMAGE, 3), realnvp_transforms(_IMAGE, net=resnet)),
 }
 CONDITIONAL = {
     "vector": lambda: Flow(StandardNormal(3), realnvp_transforms(3, couplings=2, net=mlp, context_dim=2)),
@@ -185,6 +189,10 @@ CONDITIONAL = {
     "both": lambda: Flow(DiagonalNormal(3, context_dim=2), realnvp_transforms(3, couplings=2, net=mlp, context_dim=2)),
     "image": lambda: Flow(StandardNormal(_IMAGE), realnvp_transforms(_IMAGE, net=resnet, context_dim=2)),
     "map": lambda: Flow(StandardNormal(_IMAGE), small_glow(_IMAGE, levels=1, context_shape=(2, 4, 4))),
+    "student-context": lambda: Flow(
+        StudentTBase(3, context_dim=2), realnvp_transforms(3, couplings=2, net=mlp, context_dim=2)
+    ),
+    "mixture-context": lambda: Flow(MixtureBase(3, 2, context_dim=2), realnvp_transforms(3, couplings=2, net=mlp)),
     "flowpp-map": lambda: Flow(StandardNormal(_IMAGE), small_flowpp(_IMAGE, context_shape=(2, 4, 4))),
 }
 

@@ -1,6 +1,7 @@
 """What the properties have found, one case of each kind: every one raised another error, or returned a wrong result."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -33,6 +34,7 @@ from pyro_realnvp import (
     Lift,
     Logit,
     MaskedCoupling,
+    MixtureBase,
     MixtureLogistic,
     Permute,
     ResNet,
@@ -44,6 +46,7 @@ from pyro_realnvp import (
     Squeeze,
     StandardLogistic,
     StandardNormal,
+    StudentTBase,
     TanhLogScale,
     bits_per_dim,
     channelwise,
@@ -113,6 +116,9 @@ REFUSED = {
     # values of arguments
     "a huge size": (lambda: ConvNet(1, 2, hidden=HUGE), "hidden"),
     "a shape of huge sizes": (lambda: StandardNormal((2**31, 2**31)), "event shape"),
+    "a huge mixture": (lambda: MixtureBase(2, HUGE), "components"),
+    "degrees of freedom beyond float32": (lambda: StudentTBase(2, df=1e300), r"df.*1e\+300"),
+    "complex degrees of freedom": (lambda: StudentTBase(2, df=torch.tensor(1j)), "df"),
     "a huge context": (lambda: DiagonalNormal(2, context_dim=HUGE), "context_dim"),
     "a start beyond float32": (lambda: TanhLogScale(1e300), r"initial.*1e\+300"),
     "a variance beyond float32": (lambda: BatchNorm((2,), eps=1e300), r"eps.*1e\+300"),
@@ -165,6 +171,7 @@ REFUSED = {
     "a negative number of samples": (lambda: flow().sample(-1), "sample_shape.*-1"),
     "a word as a temperature": (lambda: flow().sample(temperature="a"), "temperature.*'a'"),
     "a complex truncation": (lambda: flow().sample(truncation=torch.tensor(1j)), "truncation"),
+    "a truncation of heavy tails": (lambda: flow_of("student", torch.float32).sample(truncation=2.0), "truncation=2.0"),
     "tensors as a temperature": (lambda: flow().sample(temperature=torch.zeros(2)), "temperature"),
     "a function as a number": (lambda: Dequantized(pixels().distribution(), num_samples=len), "num_samples"),
     "tensors as levels": (lambda: Dequantized(pixels().distribution(), torch.ones(2)), "levels"),
@@ -234,7 +241,9 @@ def test_a_scale_of_numbers():
     check_bijection(Scale(()), laws=["round_trip", "jacobian", "batch_shapes"])
 
 
-@pytest.mark.parametrize("base", [StandardNormal, StandardLogistic, DiagonalNormal])
+@pytest.mark.parametrize(
+    "base", [StandardNormal, StandardLogistic, DiagonalNormal, StudentTBase, partial(MixtureBase, components=2)]
+)
 @pytest.mark.parametrize("batch", [(0,), (2, 0), (0, 0)])
 def test_empty_batches_have_the_density_of_none(base, batch):
     for shape in ((3,), (1, 2, 3)):

@@ -32,6 +32,7 @@ from pyro_realnvp import (
     Lift,
     Logit,
     MaskedCoupling,
+    MixtureBase,
     MixtureLogistic,
     Permute,
     ResNet,
@@ -45,6 +46,7 @@ from pyro_realnvp import (
     SqueezeColumns,
     StandardLogistic,
     StandardNormal,
+    StudentTBase,
     TanhLogScale,
     alternating,
     channelwise,
@@ -443,6 +445,14 @@ BASES = {
     "StandardNormal": case(StandardNormal, ["event_shape"], event_shape=st.one_of(VECTORS, SHAPES)),
     "StandardLogistic": case(StandardLogistic, ["event_shape"], event_shape=st.one_of(VECTORS, SHAPES)),
     "DiagonalNormal": case(DiagonalNormal, ["event_shape"], event_shape=st.one_of(VECTORS, SHAPES), **conditions),
+    "StudentTBase": case(
+        StudentTBase, ["event_shape"], event_shape=st.one_of(VECTORS, SHAPES), df=st.floats(0.6, 100), **conditions
+    ),
+    "MixtureBase": case(
+        MixtureBase,
+        ["event_shape", "components"],
+        **{"event_shape": st.one_of(VECTORS, SHAPES), "components": COUNTS, **conditions},
+    ),
 }
 
 

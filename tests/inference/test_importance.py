@@ -211,6 +211,11 @@ def test_smoothing_lowers_the_error_of_heavy_tails() -> None:
 def test_k_hat_at_the_edges() -> None:
     assert pareto_k(torch.zeros(100)) == -math.inf
     assert pareto_k(torch.randn(100, dtype=torch.float64) * 1e-9) == -math.inf
+    # Of a Student-t guide with nu = 2.01 for nu = 2: the weights are bounded by 1.005 up to |x| = 6, and 1.05 at 10^4.
+    x = dist.StudentT(2.01).sample((50_000,)).double()
+    assert pareto_k(dist.StudentT(2.0).log_prob(x) - dist.StudentT(2.01).log_prob(x)) == -math.inf
+    wide = dist.StudentT(10.0).sample((50_000,)).double()
+    assert pareto_k(dist.StudentT(2.0).log_prob(wide) - dist.StudentT(10.0).log_prob(wide)) > 0.5
     one = torch.zeros(100)
     one[3] = 5.0
     assert pareto_k(one) == math.inf

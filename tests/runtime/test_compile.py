@@ -13,7 +13,9 @@ from pyro_realnvp import (
     Chain,
     FactorOut,
     Flow,
+    MixtureBase,
     StandardNormal,
+    StudentTBase,
     channelwise,
     checkerboard,
     nice_transforms,
@@ -43,6 +45,14 @@ def vector(**kwargs):
     return Flow(StandardNormal(4), realnvp_transforms(4, couplings=2, net=mlp, **kwargs))
 
 
+def student(**kwargs):
+    return Flow(StudentTBase(4, **kwargs), realnvp_transforms(4, couplings=1, net=mlp, **kwargs))
+
+
+def mixture(**kwargs):
+    return Flow(MixtureBase(4, 3, **kwargs), realnvp_transforms(4, couplings=1, net=mlp, **kwargs))
+
+
 def nice():
     return Flow(StandardNormal(4), nice_transforms(4, couplings=2, net=mlp))
 
@@ -61,6 +71,10 @@ SCORED = [
     pytest.param(vector, {}, "aot_eager", id="vector"),
     pytest.param(vector, {"context_dim": 2}, "aot_eager", id="vector-context"),
     pytest.param(nice, {}, "aot_eager", id="nice"),
+    pytest.param(student, {}, "aot_eager", id="student"),
+    pytest.param(student, {"context_dim": 2}, "aot_eager", id="student-context"),
+    pytest.param(mixture, {}, "aot_eager", id="mixture"),
+    pytest.param(mixture, {"context_dim": 2}, "aot_eager", id="mixture-context"),
     pytest.param(image, {"context_shape": (1, 4, 4)}, "aot_eager", id="image-context-map"),
 ]
 SAMPLED = [

@@ -14,8 +14,10 @@ from pyro_realnvp import (
     FixedAffine,
     Flow,
     GatedAttention,
+    MixtureBase,
     ResNet,
     StandardNormal,
+    StudentTBase,
     flowpp_transforms,
     glow_transforms,
     realnvp_transforms,
@@ -75,6 +77,8 @@ IMMUNE = {
         [*realnvp_transforms(4, net=Immune), FixedAffine(torch.randn(4), torch.eye(4) + 0.1)],
     ),
     "context": lambda: (DiagonalNormal(6, context_dim=2), realnvp_transforms(6, net=Immune, context_dim=2)),
+    "student-context": lambda: (StudentTBase(6, context_dim=2), realnvp_transforms(6, net=Immune, context_dim=2)),
+    "mixture-context": lambda: (MixtureBase(6, 3, context_dim=2), realnvp_transforms(6, net=Immune, context_dim=2)),
 }
 
 
@@ -86,7 +90,7 @@ def test_what_is_no_network_is_computed_as_without_autocast(name, train):
         for parameter in flow.base.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
     x = torch.randn(16, *flow.event_shape)
-    context = torch.randn(16, 2) if name == "context" else None
+    context = torch.randn(16, 2) if "context" in name else None
     flow.initialize(x, context)
     for module in flow.modules():  # learned priors, which are networks, start at zero, and stay there
         if isinstance(module, Immune):

@@ -34,12 +34,14 @@ from pyro_realnvp import (
     Lift,
     Logit,
     MaskedCoupling,
+    MixtureBase,
     Permute,
     ResNet,
     Scale,
     SplitCoupling,
     StandardLogistic,
     StandardNormal,
+    StudentTBase,
     alternating,
     flowpp_dequantizer,
     flowpp_transforms,
@@ -86,6 +88,12 @@ FLOWS = {
     "realnvp-1": lambda: vectors(alone(realnvp_transforms), dim=1),
     "realnvp-learned-base": lambda: vectors(
         realnvp_transforms(3, couplings=2, net=mlp, context_dim=2), context=2, base=DiagonalNormal
+    ),
+    "heavy-tails": lambda: Flow(
+        StudentTBase(3, df=4, context_shape=2), realnvp_transforms(3, couplings=2, net=mlp, context_shape=2)
+    ),
+    "several-modes": lambda: Flow(
+        MixtureBase(3, components=4, context_dim=2), realnvp_transforms(3, couplings=2, net=mlp, context_shape=2)
     ),
     "realnvp-image": lambda: images(realnvp_transforms(SHAPE, net=resnet)),
     "realnvp-image-context": lambda: images(realnvp_transforms(SHAPE, net=resnet, context_shape=(2, 4, 4))),

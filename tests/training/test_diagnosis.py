@@ -25,10 +25,12 @@ from pyro_realnvp import (
     InvertibleConv1x1,
     Lift,
     Logit,
+    MixtureBase,
     MixtureLogistic,
     Scale,
     SigmoidLogScale,
     StandardNormal,
+    StudentTBase,
     TanhLogScale,
     diagnose,
     fit,
@@ -227,9 +229,13 @@ def test_an_overflow_in_the_base():
     assert (found.first_layer, found.first_row) == ("base", 1)
 
 
-def test_a_base_that_is_not_finite():
-    flow = Flow(DiagonalNormal(2), realnvp_transforms(2, couplings=1, net=mlp))
-    fill(flow, "base.loc", NAN)
+@pytest.mark.parametrize(
+    ("base", "parameter"),
+    [(DiagonalNormal(2), "loc"), (StudentTBase(2), "raw_df"), (MixtureBase(2, 2), "log_scale")],
+)
+def test_a_base_that_is_not_finite(base, parameter):
+    flow = Flow(base, realnvp_transforms(2, couplings=1, net=mlp))
+    fill(flow, f"base.{parameter}", NAN)
     assert diagnose(flow, torch.randn(4, 2)).first_layer == "base"
 
 
