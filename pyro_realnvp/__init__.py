@@ -6,8 +6,10 @@ from ._deprecated import deprecated
 from .bases import Base, DiagonalNormal, StandardLogistic, StandardNormal
 from .bijections.bijection import Bijection, Conditioned, Inverse
 from .bijections.chain import Chain
+from .bijections.circular import CircularSpline
 from .bijections.context import EmbedContext
 from .bijections.coupling import Elementwise, MaskedCoupling, SplitCoupling
+from .bijections.interval import IntervalSpline
 from .bijections.lift import Lift
 from .bijections.linear import FixedAffine, InvertibleConv1x1, Permute, Scale
 from .bijections.logit import Logit
@@ -15,6 +17,7 @@ from .bijections.masks import alternating, channelwise, checkerboard
 from .bijections.mixture import MixtureLogistic
 from .bijections.multiscale import FactorOut, Halves, Sandwich, Squeeze, SqueezeCheckerboard, SqueezeColumns
 from .bijections.normalization import ActNorm, BatchNorm
+from .bijections.per_coordinate import PerCoordinate
 from .bijections.reversible import Reversible
 from .bijections.spline import RationalQuadratic
 from .bijections.transformers import Additive, Affine, SigmoidLogScale, SoftClipLogScale, TanhLogScale, Transformer
@@ -36,6 +39,7 @@ from .inference.path_gradient import PathGradientDistribution
 from .networks.attention import AttentiveConvs, GatedAttention, GatedConvs
 from .networks.conditioner import Conditioner
 from .networks.convnet import ConvNet
+from .networks.coordinate_features import CoordinateFeatures
 from .networks.mlp import MLP
 from .networks.resnet import ResNet
 from .training.checkpoint import load, save
@@ -62,12 +66,12 @@ __all__ = [  # noqa: RUF022  # in the order in which a user meets them
     "effective_sample_size", "pareto_k", "pareto_k_spread", "pareto_k_threshold", "pareto_smooth",
     "PathGradientDistribution",
     # networks
-    "MLP", "ResNet", "ConvNet", "GatedAttention", "GatedConvs", "AttentiveConvs", "Conditioner",
+    "MLP", "ResNet", "ConvNet", "GatedAttention", "GatedConvs", "AttentiveConvs", "Conditioner", "CoordinateFeatures",
     # bijections
     "Bijection", "Inverse", "Conditioned", "Reversible", "Chain", "Lift", "EmbedContext",
     "SplitCoupling", "MaskedCoupling", "Elementwise", "checkerboard", "channelwise", "alternating",
     "Transformer", "Affine", "TanhLogScale", "SigmoidLogScale", "SoftClipLogScale", "Additive", "MixtureLogistic",
-    "RationalQuadratic",
+    "RationalQuadratic", "CircularSpline", "IntervalSpline", "PerCoordinate",
     "ActNorm", "BatchNorm", "InvertibleConv1x1", "Scale", "Permute", "FixedAffine", "Logit",
     "Squeeze", "SqueezeColumns", "SqueezeCheckerboard", "Sandwich", "FactorOut", "Halves",
 ]
