@@ -36,6 +36,7 @@ from .inference.independence import IndependenceMH
 from .inference.neutra import NeuTra
 from .inference.pareto import effective_sample_size, pareto_k, pareto_k_spread, pareto_k_threshold, pareto_smooth
 from .inference.path_gradient import PathGradientDistribution
+from .mixed_base import MixedBase
 from .networks.attention import AttentiveConvs, GatedAttention, GatedConvs
 from .networks.conditioner import Conditioner
 from .networks.convnet import ConvNet
@@ -56,7 +57,7 @@ __all__ = [  # noqa: RUF022  # in the order in which a user meets them
     # families, and a flow as one Module
     "realnvp_transforms", "nice_transforms", "glow_transforms", "flowpp_transforms", "flowpp_dequantizer",
     "spline_transforms",
-    "Flow", "Base", "StandardNormal", "StandardLogistic", "DiagonalNormal",
+    "Flow", "Base", "StandardNormal", "StandardLogistic", "DiagonalNormal", "MixedBase",
     "ImageFlow", "Dequantized", "bits_per_dim",
     # training
     "fit", "History", "save", "load", "Checkpoint", "recompute", "rebuild", "synchronize", "recalibrate",

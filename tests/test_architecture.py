@@ -14,7 +14,7 @@ STOREYS = (
     {"networks"},
     {"bijections"},
     {"families"},
-    {"bases", "flow", "dequantization", "image_flow", "summary", "description"},
+    {"bases", "mixed_base", "flow", "dequantization", "image_flow", "summary", "description"},
     {"training"},
     {"inference"},
     {"testing"},

@@ -383,6 +383,16 @@ ZOO = {
     "nsf-1-context": lambda: Chain(spline_transforms(1, net=mlp, context_dim=3)),
     "nsf": lambda: Chain(spline_transforms(5, couplings=3, bins=4, net=mlp)),
     "nsf-context": lambda: Chain(spline_transforms(3, couplings=3, bins=4, net=mlp, context_dim=2)),
+    "torus-1": lambda: Chain(spline_transforms(1, circular=[0])),
+    "torus-1-context": lambda: Chain(spline_transforms(1, circular=[0], net=mlp, context_dim=3)),
+    "torus": lambda: Chain(spline_transforms(3, couplings=3, bins=4, circular=range(3), net=mlp)),
+    "interval-1": lambda: Chain(spline_transforms(1, intervals=[(0, -2.0, 1.0)])),
+    "mixed": lambda: Chain(
+        spline_transforms(5, couplings=3, bins=4, circular=[0, 3], intervals=[(1, 0.0, 2.0)], net=mlp)
+    ),
+    "mixed-context": lambda: Chain(
+        spline_transforms(4, couplings=2, bins=3, circular=[3], intervals=[(2, 0.0, 2.0)], net=mlp, context_dim=2)
+    ),
     "nsf-image": lambda: calm(Chain(spline_transforms((1, 4, 4), levels=1, steps=2, bins=3, net=convnet))),
     "realnvp-1-context": lambda: Chain(realnvp_transforms(1, net=mlp, context_dim=2)),
     "realnvp-2": lambda: Chain(realnvp_transforms((2,), couplings=4, net=mlp)),

@@ -12,14 +12,14 @@ from .spline import Spline
 
 @recorded
 class CircularSpline(Spline):
-    """A spline from the circle onto itself, and a rotation: of angles in [-pi, pi). Rezende et al. (2020).
+    """A rotation, and a spline from the circle onto itself: of angles in [-pi, pi). Rezende et al. (2020).
 
-        y = S(x) + shift   modulo 2 pi
+        y = S(x + shift modulo 2 pi)
 
     with S a monotone spline of K quotients of quadratics from [-pi, pi] onto itself, as in :class:`Spline`, whose
     slopes at -pi and pi are equal ("circular splines" of section 2.1 there): on the circle y and log|dy/dx| are
-    continuous everywhere. The rotation carries the
-    point that S leaves fixed elsewhere, so that no point is special for several of these in turn. 3 K + 1 parameters:
+    continuous everywhere. The rotation moves the point that S leaves fixed, so that no point is special. It comes
+    first, data -> latent: behind S it would not change the density of a flow whose base is uniform. 3 K + 1 parameters:
     the widths and heights of the bins, the slopes at the K knots (the first is that at -pi), and the shift in radians.
     At parameters of 0 it is the identity.
 
@@ -50,12 +50,12 @@ class CircularSpline(Spline):
         return torch.cat([slopes, slopes.narrow(dim, 0, 1)], dim)
 
     def forward_and_log_det(self, x: Tensor, params: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-        y, log_det = self.bend(wrap(x), params, dim, inverse=False)
-        return wrap(y + self._shift(params, dim)), log_det
+        y, log_det = self.bend(wrap(wrap(x) + self._shift(params, dim)), params, dim, inverse=False)
+        return wrap(y), log_det
 
     def inverse_and_log_det(self, y: Tensor, params: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-        x, log_det = self.bend(wrap(y - self._shift(params, dim)), params, dim, inverse=True)
-        return wrap(x), log_det
+        x, log_det = self.bend(wrap(y), params, dim, inverse=True)
+        return wrap(x - self._shift(params, dim)), log_det
 
     def _shift(self, params: Tensor, dim: int) -> Tensor:
         count = params.shape[dim] // self.num_parameters

@@ -1,5 +1,6 @@
 """The supports of flows: the finite real numbers, and boxes of bounded coordinates."""
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -48,7 +49,10 @@ class Box(constraints.Constraint):
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
-        return f"Box(low={self.low.flatten().tolist()}, high={self.high.flatten().tolist()})"
+        bounds = zip(self.low.flatten().tolist(), self.high.flatten().tolist(), strict=True)
+        sets = [f"[{low:.5g}, {high:.5g}]" if high < math.inf else "R" for low, high in bounds]
+        powers = [(each, len(list(group))) for each, group in itertools.groupby(sets)]
+        return " x ".join(each if count == 1 else f"{each}^{count}" for each, count in powers)
 
 
 def box(coordinates: Sequence[Coordinate], dims: int) -> Box | None:

@@ -50,7 +50,7 @@ def check_context_map(
     return context
 
 
-def reject_arguments(name: str, shape: Size, **arguments: int | None) -> None:
+def reject_arguments(name: str, shape: Size, **arguments: object) -> None:
     """Raises a ValueError if an argument was given that does not apply to events of this shape."""
     for argument, value in arguments.items():
         if value is not None:
@@ -62,15 +62,46 @@ def vector_couplings(
     shape: Size, couplings: int, net: Net, transformer: Callable[[], Transformer], context_shape: Size | None
 ) -> list[Bijection]:
     """Couplings that transform one half of the coordinates given the other, in turns; one coordinate: elementwise."""
-    dim, net = shape[0], with_context(net, context_shape)
+    net = with_context(net, context_shape)
+
+    def build(changed: Sequence[int]) -> Transformer:
+        made: Transformer = built_by("transformer", transformer, kind=Transformer)
+        return made
+
+    def read(read: Sequence[int], out_channels: int) -> nn.Module:
+        return net(len(read), out_channels)
+
+    return couplings_in_turns(shape, couplings, build, read, conditional=context_shape is not None)
+
+
+def couplings_in_turns(
+    shape: Size,
+    couplings: int,
+    transformer: Callable[[Sequence[int]], Transformer],
+    net: Callable[[Sequence[int], int], nn.Module],
+    *,
+    conditional: bool,
+) -> list[Bijection]:
+    """Couplings that transform one half of the coordinates given the other, in turns; one coordinate: elementwise.
+
+    Args:
+        shape: (D,).
+        couplings: how many.
+        transformer: builds the transformer of the coordinates that a coupling changes, given their indices.
+        net: builds the network, given the indices of the coordinates that it reads and the length of its output.
+        conditional: whether the networks take a context.
+    """
+    dim = shape[0]
     if dim == 1:
-        alone = built_by("transformer", transformer, kind=Transformer)
-        return [Elementwise(shape, alone, None if context_shape is None else net(0, alone.num_parameters))]
+        alone = transformer([0])
+        return [Elementwise(shape, alone, net([], alone.channels(1)) if conditional else None)]
+    halves = range(dim - dim // 2), range(dim - dim // 2, dim)
     layers: list[Bijection] = []
     for index in range(couplings):
-        swap, transform = index % 2 == 1, built_by("transformer", transformer, kind=Transformer)
-        changed = dim - dim // 2 if swap else dim // 2
-        conditioner = net(dim - changed, transform.num_parameters * changed)
+        swap = index % 2 == 1
+        read, changed = reversed(halves) if swap else halves
+        transform = transformer(changed)
+        conditioner = net(read, transform.channels(len(changed)))
         layers.append(SplitCoupling(shape, conditioner, transform, swap=swap))
     return layers
 
