@@ -27,6 +27,7 @@ from pyro_realnvp import (
     Elementwise,
     FactorOut,
     FixedAffine,
+    FixedMixed,
     GatedAttention,
     GatedConvs,
     Halves,
@@ -298,6 +299,13 @@ ZOO = {
     "standardized-dense": lambda: FixedAffine(
         torch.randn(4), torch.randn(4, 4).tril(-1) + torch.diag(0.5 + torch.rand(4))
     ),
+    "fixed-mixed": lambda: FixedMixed(
+        torch.randn(4),
+        torch.diag(0.5 + torch.rand(4)).index_put((torch.tensor(3), torch.tensor(1)), torch.tensor(0.7)),
+        [0, 2],
+    ),
+    "fixed-mixed-diagonal": lambda: FixedMixed(torch.tensor([3.0, 1.0]), torch.tensor([0.2, 3.0]), [0]),
+    "fixed-mixed-1": lambda: FixedMixed(torch.ones(1), torch.full((1,), 5.0), [0]),
     "permute": lambda: Permute((4,), [2, 0, 3, 1]),
     "permute-image": lambda: Permute((3, 2, 2), [1, 2, 0]),
     "conv1x1": lambda: InvertibleConv1x1((3,)),
