@@ -62,7 +62,7 @@ class PerCoordinate(Transformer):
         return self._each(y, params, dim, inverse=True)
 
     def at_bound(self, params: Tensor, dim: int) -> Tensor | None:
-        parts = zip(self._groups(), self._parts(params, dim), strict=True)
+        parts = zip(self._groups(), self.parts(params, dim), strict=True)
         found = [(each.at_bound(part, dim), part, count) for (each, count), part in parts]
         if all(flat is None for flat, _, _ in found):
             return None
@@ -76,13 +76,14 @@ class PerCoordinate(Transformer):
         """Lists the transformers, and how many coordinates each has."""
         return zip(self.transformers, self._counts, strict=True)  # type: ignore[arg-type]
 
-    def _parts(self, params: Tensor, dim: int) -> tuple[Tensor, ...]:
+    def parts(self, params: Tensor, dim: int) -> tuple[Tensor, ...]:
+        """Splits parameters into those of each transformer."""
         return params.split_with_sizes([each.channels(count) for each, count in self._groups()], dim)
 
     def _each(self, x: Tensor, params: Tensor, dim: int, *, inverse: bool) -> tuple[Tensor, Tensor]:
         values, log_dets = [], []
         each = x.index_select(dim, self.order).split_with_sizes(self._counts, dim)
-        for (transformer, _), part, theta in zip(self._groups(), each, self._parts(params, dim), strict=True):
+        for (transformer, _), part, theta in zip(self._groups(), each, self.parts(params, dim), strict=True):
             g = transformer.inverse_and_log_det if inverse else transformer.forward_and_log_det
             y, log_det = g(part, theta, dim)
             values.append(y)

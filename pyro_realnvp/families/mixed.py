@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Size, nn
 
-from .._runtime.coordinates import Coordinate, Coordinates
+from .._runtime.coordinates import Coordinate
 from ..bijections.bijection import Bijection
 from ..bijections.per_coordinate import PerCoordinate
 from ..bijections.transformers import Transformer
@@ -13,7 +13,7 @@ from .assembly import Net, couplings_in_turns, with_context
 
 
 def mixed_couplings(
-    where: Coordinates,
+    where: Sequence[Coordinate],
     couplings: int,
     net: Net,
     transformer: Callable[[Coordinate], Transformer],

@@ -176,17 +176,25 @@ def test_errors(arguments, message):
         CircularSpline(**arguments)
 
 
-def test_a_uniform_angle_becomes_a_wrapped_cauchy_variable():
-    """With the density (1 - r^2) / (2 pi (1 + r^2 - 2 r cos(y - loc))), where r = (1 - s) / (1 + s)."""
-    loc, s = 2.5, 0.3
-    f = FixedMixed(torch.tensor([loc, 0.0]), torch.tensor([s, 1.0]), [0]).double()
-    loc, s = (buffer[0].item() for buffer in (f.loc, f.scale))
+@pytest.mark.parametrize("s", [0.6, 1.0, 3.0, 30.0])
+def test_a_uniform_angle_becomes_a_normal_one_on_the_circle(s):
+    f = FixedMixed(torch.tensor([2.5, 0.0]), torch.tensor([s, 1.0]), [0]).double()
     y = wrap(7 * torch.randn(100, 2, dtype=torch.float64))
     x, log_det = f.inverse_and_log_det(y)
     assert (x[:, 1] == y[:, 1]).all()
-    r = (1 - s) / (1 + s)
-    density = (1 - r**2) / (1 + r**2 - 2 * r * (y[:, 0] - loc).cos())
-    torch.testing.assert_close(log_det.exp(), density)
+    normal = torch.distributions.Normal(torch.zeros(1).double(), s)
+    density = normal.log_prob(wrap(y[:, 0] - 2.5)) - (1 - 2 * normal.cdf(-PI)).log()
+    torch.testing.assert_close(log_det - math.log(2 * math.pi), density)
+
+
+@pytest.mark.parametrize("s", [1e-4, 0.01, 0.1])
+def test_a_narrow_angle_is_nearly_normal(s):
+    f = FixedMixed(torch.tensor([3.0]), torch.tensor([s]), [0]).double()
+    x = 2 * math.pi * torch.arange(0.5, 100_000, dtype=torch.float64)[:, None] / 100_000 - math.pi
+    distance = wrap(f(x) - 3).abs()
+    for deviations, share in ((1, 0.3173), (2, 0.0455), (3, 0.0027)):
+        assert (distance > deviations * s).double().mean().item() == pytest.approx(share, abs=0.03)
+    assert (distance > 10 * s).double().mean().item() < 1e-4
 
 
 @pytest.mark.parametrize("s", [1e-6, 1e-3, 1.0, 1e3])
