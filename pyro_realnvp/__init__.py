@@ -3,11 +3,14 @@
 from typing import Any
 
 from ._deprecated import deprecated
-from .bases import Base, DiagonalNormal, MixtureBase, StandardLogistic, StandardNormal, StudentTBase
+from .bases import Base, DiagonalNormal, MixedBase, MixtureBase, StandardLogistic, StandardNormal, StudentTBase
 from .bijections.bijection import Bijection, Conditioned, Inverse
 from .bijections.chain import Chain
+from .bijections.circular import CircularSpline
 from .bijections.context import EmbedContext
 from .bijections.coupling import Elementwise, MaskedCoupling, SplitCoupling
+from .bijections.fixed_mixed import FixedMixed
+from .bijections.interval import IntervalSpline
 from .bijections.lift import Lift
 from .bijections.linear import FixedAffine, InvertibleConv1x1, Permute, Scale
 from .bijections.logit import Logit
@@ -15,6 +18,7 @@ from .bijections.masks import alternating, channelwise, checkerboard
 from .bijections.mixture import MixtureLogistic
 from .bijections.multiscale import FactorOut, Halves, Sandwich, Squeeze, SqueezeCheckerboard, SqueezeColumns
 from .bijections.normalization import ActNorm, BatchNorm
+from .bijections.per_coordinate import PerCoordinate
 from .bijections.reversible import Reversible
 from .bijections.spline import RationalQuadratic
 from .bijections.standardize import standardized_from
@@ -37,6 +41,7 @@ from .inference.path_gradient import PathGradientDistribution
 from .networks.attention import AttentiveConvs, GatedAttention, GatedConvs
 from .networks.conditioner import Conditioner
 from .networks.convnet import ConvNet
+from .networks.coordinate_features import CoordinateFeatures
 from .networks.mlp import MLP
 from .networks.resnet import ResNet
 from .training.checkpoint import load, save
@@ -53,7 +58,7 @@ __all__ = [  # noqa: RUF022  # in the order in which a user meets them
     # families, and a flow as one Module
     "realnvp_transforms", "nice_transforms", "glow_transforms", "flowpp_transforms", "flowpp_dequantizer",
     "spline_transforms",
-    "Flow", "Base", "StandardNormal", "StandardLogistic", "DiagonalNormal", "StudentTBase", "MixtureBase",
+    "Flow", "Base", "StandardNormal", "StandardLogistic", "DiagonalNormal", "StudentTBase", "MixtureBase", "MixedBase",
     "ImageFlow", "Dequantized", "bits_per_dim",
     # training
     "fit", "History", "save", "load", "Checkpoint", "recompute", "rebuild", "synchronize", "recalibrate",
@@ -63,13 +68,14 @@ __all__ = [  # noqa: RUF022  # in the order in which a user meets them
     "effective_sample_size", "pareto_k", "pareto_k_spread", "pareto_k_threshold", "pareto_smooth",
     "PathGradientDistribution",
     # networks
-    "MLP", "ResNet", "ConvNet", "GatedAttention", "GatedConvs", "AttentiveConvs", "Conditioner",
+    "MLP", "ResNet", "ConvNet", "GatedAttention", "GatedConvs", "AttentiveConvs", "Conditioner", "CoordinateFeatures",
     # bijections
     "Bijection", "Inverse", "Conditioned", "Reversible", "Chain", "Lift", "EmbedContext",
     "SplitCoupling", "MaskedCoupling", "Elementwise", "checkerboard", "channelwise", "alternating",
     "Transformer", "Affine", "TanhLogScale", "SigmoidLogScale", "SoftClipLogScale", "Additive", "MixtureLogistic",
-    "RationalQuadratic",
-    "ActNorm", "BatchNorm", "InvertibleConv1x1", "Scale", "Permute", "FixedAffine", "standardized_from", "Logit",
+    "RationalQuadratic", "CircularSpline", "IntervalSpline", "PerCoordinate",
+    "ActNorm", "BatchNorm", "InvertibleConv1x1", "Scale", "Permute", "FixedAffine", "standardized_from", "FixedMixed",
+    "Logit",
     "Squeeze", "SqueezeColumns", "SqueezeCheckerboard", "Sandwich", "FactorOut", "Halves",
 ]
 # fmt: on

@@ -16,7 +16,7 @@ from .bases import Base
 from .bases.base import draw_about_the_mean
 from .bijections.bijection import Bijection
 from .bijections.chain import Chain
-from .bijections.support import finite
+from .bijections.support import Box, box, finite
 from .description import load_state
 from .networks.channel_norm import ChannelNorm
 from .summary import outline, summary
@@ -57,7 +57,8 @@ class Flow(nn.Module):
         transforms: latent -> data, as the builders return them; torch and Pyro transforms may be among them.
 
     Raises:
-        ValueError: if the base is not such a Module, or its events do not fit the transforms.
+        ValueError: if the base is not such a Module, or its events do not fit the transforms: by their shape, or as
+            some of their coordinates are angles, say, in one and real numbers in the other.
     """
 
     def __init__(self, base: Annotated[nn.Module, _BASE], transforms: Iterable[Transform]) -> None:
@@ -67,6 +68,7 @@ class Flow(nn.Module):
         self.base = base
         self.transforms = Chain(transforms, base.event_shape)  # type: ignore[arg-type]
         self.event_shape = self.transforms.output_shape
+        self._check_base()
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Computes log p(x | context) in nats, of shape (\\*batch), for x (\\*batch, \\*event_shape).
@@ -90,6 +92,20 @@ class Flow(nn.Module):
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Computes log p(x | context) in nats, as calling the flow does."""
         return self(x, context)
+
+    def _check_base(self) -> None:
+        """Raises a ValueError if the transforms start from angles or intervals, and a base of the package does not."""
+        domain = self.transforms.domain
+        while isinstance(domain, constraints.independent):
+            domain = domain.base_constraint
+        if isinstance(domain, Box) and isinstance(self.base, Base) and not domain.low.is_meta:
+            bounds = box(self.base.coordinates, len(self.transforms.event_shape))
+            if bounds is None or bounds != domain:
+                raise ValueError(
+                    f"Flow needs a base on the domain of its transforms, {domain}, but {type(self.base).__name__} is "
+                    f"on {bounds or 'the real line'}; MixedBase takes the same circular and intervals as "
+                    f"spline_transforms."
+                )
 
     def _conditioned(self, context: Tensor | None) -> Bijection:
         if context is None:
@@ -149,7 +165,8 @@ class Flow(nn.Module):
         heuristic for x.
 
         Raises:
-            ValueError: if the temperature is negative, or the truncation not positive.
+            ValueError: if the temperature is negative, the truncation not positive, or either is given for a base with
+                angles or intervals.
         """
         temperature = number("temperature", temperature)
         if not 0 <= temperature < math.inf:

@@ -22,18 +22,23 @@ from pyro_realnvp import (
     BatchNorm,
     Bijection,
     Chain,
+    CircularSpline,
     ConvNet,
+    CoordinateFeatures,
     Elementwise,
     FactorOut,
     FixedAffine,
+    FixedMixed,
     GatedAttention,
     GatedConvs,
     Halves,
+    IntervalSpline,
     InvertibleConv1x1,
     Lift,
     Logit,
     MaskedCoupling,
     MixtureLogistic,
+    PerCoordinate,
     Permute,
     RationalQuadratic,
     ResNet,
@@ -58,7 +63,7 @@ from pyro_realnvp import (
     recompute,
     spline_transforms,
 )
-from pyro_realnvp.inference.steady import default_transforms
+from pyro_realnvp.inference.default_flow import default_transforms
 from pyro_realnvp.networks.convnet import ZeroConv
 
 mlp = partial(MLP, hidden=(8,))
@@ -92,7 +97,7 @@ def split(shape, *, net=None, transformer=None, swap=False, **kwargs):
     transformer = Affine() if transformer is None else transformer
     net = (mlp if len(shape) == 1 else resnet) if net is None else net
     changed = shape[0] - shape[0] // 2 if swap else shape[0] // 2
-    conditioner = net(shape[0] - changed, transformer.num_parameters * changed, **kwargs)
+    conditioner = net(shape[0] - changed, transformer.channels(changed), **kwargs)
     return prime(SplitCoupling(shape, conditioner, transformer, swap=swap))
 
 
@@ -101,8 +106,18 @@ def masked(mask, *, net=None, transformer=None, **kwargs):
     transformer = Affine() if transformer is None else transformer
     if net is None:
         net = mlp if mask.dim() == 1 else partial(resnet, mask=mask)
-    conditioner = net(mask.shape[0], transformer.num_parameters * mask.shape[0], **kwargs)
+    conditioner = net(mask.shape[0], transformer.channels(mask.shape[0]), **kwargs)
     return prime(MaskedCoupling(mask, conditioner, transformer))
+
+
+def reading(circular=(), intervals=()):
+    """Builds networks that read some coordinates as angles, and some in an interval."""
+
+    def build(in_channels, out_channels, **kwargs):
+        network = mlp(in_channels + len(circular), out_channels, **kwargs)
+        return CoordinateFeatures(network, in_channels, circular=circular, intervals=intervals)
+
+    return build
 
 
 def calm(flow: nn.Module) -> nn.Module:
@@ -152,6 +167,12 @@ class Sinh(Bijection):
     def inverse_and_log_det(self, y, context=None):
         a = self.log_a.exp()
         return (a * y).asinh() / a, -0.5 * (a * y).square().log1p().sum(-1)
+
+
+def several(count):
+    """A transformer of angles, real numbers and numbers in an interval, of ``count`` coordinates."""
+    circular, real, interval = CircularSpline(3), Affine(), IntervalSpline(3.0, 5.0, 3)
+    return PerCoordinate([circular, real, interval, circular, real][:count])
 
 
 def initialized(norm):
@@ -237,6 +258,24 @@ ZOO = {
     "spline-elementwise": lambda: Elementwise((2, 1, 2), RationalQuadratic(4)),
     "spline-elementwise-1": lambda: Elementwise((1,), RationalQuadratic(8)),
     "spline-inverse": lambda: split((4,), transformer=RationalQuadratic(3)).inv,
+    # angles and numbers in an interval
+    "circular": lambda: split((4,), net=reading([0, 1]), transformer=CircularSpline(4)),
+    "circular-2": lambda: split((3,), net=reading([0, 1]), transformer=CircularSpline(2)),
+    "circular-context": lambda: split((4,), net=reading([0, 1]), transformer=CircularSpline(3), context_dim=3),
+    "circular-masked": lambda: masked(alternating((5,)), net=reading(range(5)), transformer=CircularSpline(3)),
+    "circular-elementwise": lambda: Elementwise((2, 1, 2), CircularSpline(4)),
+    "circular-elementwise-1": lambda: Elementwise((1,), CircularSpline(8)),
+    "circular-inverse": lambda: split((4,), net=reading([0, 1]), transformer=CircularSpline(3)).inv,
+    "interval": lambda: split((4,), net=reading(intervals=[(0, 0.0, 1.0), (1, 0, 1)]), transformer=IntervalSpline()),
+    "interval-far": lambda: Elementwise((3,), IntervalSpline(99.5, 102.0, 2)),
+    "interval-image": lambda: Elementwise((2, 1, 2), IntervalSpline(-1, 1, 4)),
+    "per-coordinate": lambda: split((6,), net=reading([1], [(2, 3, 5)]), transformer=several(3)),
+    "per-coordinate-swap": lambda: split((6,), net=reading([1], [(2, 3, 5)]), transformer=several(3), swap=True),
+    "per-coordinate-context": lambda: split((4,), net=reading([0]), transformer=several(2), context_dim=2),
+    "per-coordinate-masked": lambda: masked(alternating((4,)), net=reading([0], [(2, 3, 5)]), transformer=several(4)),
+    "per-coordinate-elementwise": lambda: Elementwise((5,), several(5)),
+    "per-coordinate-image": lambda: split((4, 1, 2), transformer=PerCoordinate([Affine(), Additive()])),
+    "per-coordinate-permuted": lambda: Chain([Permute((3,), [2, 0, 1]), Elementwise((3,), several(3))]),
     # the networks of Glow and Flow++
     "convnet": lambda: split((2, 3, 4), net=convnet),
     "convnet-context": lambda: split((4, 2, 3), net=convnet, context_dim=3),
@@ -268,6 +307,13 @@ ZOO = {
     "standardized-dense": lambda: FixedAffine(
         torch.randn(4), torch.randn(4, 4).tril(-1) + torch.diag(0.5 + torch.rand(4))
     ),
+    "fixed-mixed": lambda: FixedMixed(
+        torch.randn(4),
+        torch.diag(0.5 + torch.rand(4)).index_put((torch.tensor(3), torch.tensor(1)), torch.tensor(0.7)),
+        [0, 2],
+    ),
+    "fixed-mixed-diagonal": lambda: FixedMixed(torch.tensor([3.0, 1.0]), torch.tensor([0.2, 3.0]), [0]),
+    "fixed-mixed-1": lambda: FixedMixed(torch.ones(1), torch.full((1,), 5.0), [0]),
     "permute": lambda: Permute((4,), [2, 0, 3, 1]),
     "permute-image": lambda: Permute((3, 2, 2), [1, 2, 0]),
     "conv1x1": lambda: InvertibleConv1x1((3,)),
@@ -353,6 +399,16 @@ ZOO = {
     "nsf-1-context": lambda: Chain(spline_transforms(1, net=mlp, context_dim=3)),
     "nsf": lambda: Chain(spline_transforms(5, couplings=3, bins=4, net=mlp)),
     "nsf-context": lambda: Chain(spline_transforms(3, couplings=3, bins=4, net=mlp, context_dim=2)),
+    "torus-1": lambda: Chain(spline_transforms(1, circular=[0])),
+    "torus-1-context": lambda: Chain(spline_transforms(1, circular=[0], net=mlp, context_dim=3)),
+    "torus": lambda: Chain(spline_transforms(3, couplings=3, bins=4, circular=range(3), net=mlp)),
+    "interval-1": lambda: Chain(spline_transforms(1, intervals=[(0, -2.0, 1.0)])),
+    "mixed": lambda: Chain(
+        spline_transforms(5, couplings=3, bins=4, circular=[0, 3], intervals=[(1, 0.0, 2.0)], net=mlp)
+    ),
+    "mixed-context": lambda: Chain(
+        spline_transforms(4, couplings=2, bins=3, circular=[3], intervals=[(2, 0.0, 2.0)], net=mlp, context_dim=2)
+    ),
     "nsf-image": lambda: calm(Chain(spline_transforms((1, 4, 4), levels=1, steps=2, bins=3, net=convnet))),
     "realnvp-1-context": lambda: Chain(alone(realnvp_transforms, net=mlp, context_dim=2)),
     "realnvp-2": lambda: Chain(realnvp_transforms((2,), couplings=4, net=mlp)),

@@ -11,6 +11,7 @@ from torch import Size, Tensor, nn
 from .._runtime.autocast import full_precision, upcast
 from .._runtime.batches import sum_rightmost
 from .._runtime.checks import check_broadcast, check_dtype, check_floating, sizes
+from .._runtime.coordinates import REAL, Coordinates
 from ..networks.conditioner import shape_of_context
 
 
@@ -26,6 +27,7 @@ class Base(nn.Module):
 
     zero: Tensor
     context_shape: Size | None = None
+    coordinates: Coordinates = (REAL,)  #: where the coordinates of a vector lie, or all elements alike
     is_even = False  #: whether p(z) = p(-z), whatever the parameters
 
     def __init__(self, event_shape: int | Sequence[int]) -> None:

@@ -13,7 +13,7 @@ from .bijection import Bijection, Composite, Inverse
 from .coupling import compute_splits, split_of
 from .lift import Lift
 from .reversible import DirectedLayer, compute_reversibly
-from .support import elementwise, events, finite
+from .support import events, finite, rearranged
 
 
 @recorded
@@ -76,10 +76,10 @@ class Chain(Composite):
     def _constraint(self, *, output: bool) -> constraints.Constraint:
         dims = len(self.output_shape if output else self.event_shape)
         parts = self.bijections[::-1] if output else self.bijections
-        first = next((part for part in parts if not part.rearranges), parts[0])  # what bounds the elements
-        inner = first.codomain if output else first.domain
-        if first is not parts[0]:
-            inner = elementwise(inner) or finite
+        index = next((i for i, part in enumerate(parts) if not part.rearranges), 0)  # what bounds the elements
+        inner = parts[index].codomain if output else parts[index].domain
+        for part in reversed(parts[:index]):
+            inner = _behind(part, inner, output=output)
         return events(inner, dims - inner.event_dim)
 
     def _compute(self, x: Tensor, context: Tensor | None, *, inverse: bool) -> tuple[Tensor, Tensor]:
@@ -117,6 +117,16 @@ class Chain(Composite):
 
     def extra_repr(self) -> str:
         return super().extra_repr() + (", rebuilds=True" if self.rebuilds else "")
+
+
+def _behind(part: Bijection, constraint: constraints.Constraint, *, output: bool) -> constraints.Constraint:
+    """Returns the constraint of the elements on the other side of a part that rearranges them."""
+    device = next((buffer.device for buffer in part.buffers()), None)
+
+    def move(bound: Tensor) -> Tensor:
+        return (part.forward_and_log_det if output else part.inverse_and_log_det)(bound.to(device))[0]
+
+    return rearranged(constraint, move, part.event_shape if output else part.output_shape) or finite
 
 
 def _input_shape(transforms: Sequence[Transform]) -> Size:

@@ -14,13 +14,16 @@ from typing import Any, cast
 
 import torch
 from torch import Size, Tensor, nn
+from torch.distributions import constraints
 
 from .._runtime.batch_statistics import hold_statistics
 from .._runtime.batches import sum_rightmost
 from .._runtime.construction import recorded
+from .._runtime.coordinates import REAL, Coordinates
 from .._runtime.recomputation import can_recompute, compute_and_recompute
 from .bijection import Composite
 from .reversible import DirectedLayer, LayerGraph, Reversible
+from .support import box, events
 from .transformers import Transformer
 
 
@@ -34,6 +37,9 @@ class Coupling(Composite, Reversible):
         conditioner: theta, the network; None where a subclass has parameters of its own.
         transformer: g, with P parameters per element.
         changed: number of channels that g changes.
+
+    Where x and y lie, channel by channel, is what the transformer says of the part that it changes and, in the
+    attribute ``coordinates``, the conditioner of the part that it reads; real, if it has none.
     """
 
     recomputes = False
@@ -47,12 +53,21 @@ class Coupling(Composite, Reversible):
         self.conditioner = conditioner
         self.transformer = transformer
         self._dim = -len(event_shape)  # of the channels
-        self._channels = transformer.num_parameters * changed
+        self._changed = changed
+        self._channels = transformer.channels(changed)
         self._theta_shape = Size((self._channels, *self.event_shape[1:]))
 
     @property
     def context_shape(self) -> Size | None:
         return getattr(self.conditioner, "context_shape", None)
+
+    def _constraint(self, *, output: bool) -> constraints.Constraint:
+        bounds = box(self._coordinates(), len(self.event_shape))
+        return super()._constraint(output=output) if bounds is None else events(bounds, len(self.event_shape))
+
+    def _coordinates(self) -> Coordinates:
+        """Returns where the channels of an event lie."""
+        return self.transformer.coordinates(self._changed)
 
     @abstractmethod
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -174,6 +189,16 @@ class SplitCoupling(Coupling):
         self.swap = swap
         self.sizes = (channels - channels // 2, channels // 2)
         super().__init__(event_shape, conditioner, transformer, changed=self.sizes[0 if swap else 1])
+        self._read = tuple(getattr(conditioner, "coordinates", (REAL,) * (channels - self._changed)))
+        if len(self._read) != channels - self._changed:
+            raise ValueError(
+                f"SplitCoupling of {tuple(event_shape)} has a conditioner that reads {channels - self._changed} "
+                f"channels, but {type(conditioner).__name__} has coordinates for {len(self._read)}."
+            )
+
+    def _coordinates(self) -> Coordinates:
+        changed = self.transformer.coordinates(self._changed)
+        return (*changed, *self._read) if self.swap else (*self._read, *changed)
 
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor]:
         first, second = x.split_with_sizes(self.sizes, self._dim)

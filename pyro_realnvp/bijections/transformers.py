@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .._runtime.checks import finite_number, in_unit_interval, positive
 from .._runtime.construction import recorded
+from .._runtime.coordinates import REAL, Coordinates
 from .._runtime.deprecation import renamed
 
 
@@ -25,6 +26,15 @@ class Transformer(nn.Module):
 
     num_parameters: int
     closed_form = False  #: whether the inverse is as exact as the forward map: no search, no saturation
+    coordinate = REAL  #: where every element lies, of x and of y
+
+    def channels(self, changed: int) -> int:
+        """Returns the number of parameter channels for ``changed`` channels of x."""
+        return self.num_parameters * changed
+
+    def coordinates(self, changed: int) -> Coordinates:
+        """Returns where each of ``changed`` coordinates of a vector lies."""
+        return (self.coordinate,) * changed
 
     @abstractmethod
     def forward_and_log_det(self, x: Tensor, params: Tensor, dim: int) -> tuple[Tensor, Tensor]:

@@ -76,12 +76,12 @@ def net_of_vectors(name: str, net: Net | None, hidden: Sequence[int] | None) -> 
     return net
 
 
-def warn_of_one_coordinate(name: str, shape: Size) -> None:
-    """Warns if there is one coordinate, which affine couplings shift and scale and no more."""
-    if shape == (1,):
+def warn_of_one_coordinate(name: str, shape: Size, context_shape: Size | None) -> None:
+    """Warns if one coordinate is to depend on a context, which can only shift and scale it."""
+    if shape == (1,) and context_shape is not None:
         warnings.warn(
-            f"{name} of one coordinate is one affine map: given any context a flow of it has the shape of its base, a "
-            f"Gaussian say. spline_transforms(1, ...) learns other shapes.",
+            f"{name} of one coordinate is one affine map: the density given a context has the shape of the base, a "
+            f"Gaussian say, whatever the context. spline_transforms(1, ...) learns other shapes.",
             stacklevel=4,  # behind `recorded`, which wraps the builders
         )
 
@@ -90,15 +90,46 @@ def vector_couplings(
     shape: Size, couplings: int, net: Net, transformer: Callable[[], Transformer], context_shape: Size | None
 ) -> list[Bijection]:
     """Couplings that transform one half of the coordinates given the other, in turns; one coordinate: elementwise."""
-    dim, net = shape[0], with_context(net, context_shape)
+    net = with_context(net, context_shape)
+
+    def build(changed: Sequence[int]) -> Transformer:
+        made: Transformer = built_by("transformer", transformer, kind=Transformer)
+        return made
+
+    def read(read: Sequence[int], out_channels: int) -> nn.Module:
+        return net(len(read), out_channels)
+
+    return couplings_in_turns(shape, couplings, build, read, conditional=context_shape is not None)
+
+
+def couplings_in_turns(
+    shape: Size,
+    couplings: int,
+    transformer: Callable[[Sequence[int]], Transformer],
+    net: Callable[[Sequence[int], int], nn.Module],
+    *,
+    conditional: bool,
+) -> list[Bijection]:
+    """Couplings that transform one half of the coordinates given the other, in turns; one coordinate: elementwise.
+
+    Args:
+        shape: (D,).
+        couplings: how many.
+        transformer: builds the transformer of the coordinates that a coupling changes, given their indices.
+        net: builds the network, given the indices of the coordinates that it reads and the length of its output.
+        conditional: whether the networks take a context.
+    """
+    dim = shape[0]
     if dim == 1:
-        alone = built_by("transformer", transformer, kind=Transformer)
-        return [Elementwise(shape, alone, None if context_shape is None else net(0, alone.num_parameters))]
+        alone = transformer([0])
+        return [Elementwise(shape, alone, net([], alone.channels(1)) if conditional else None)]
+    halves = range(dim - dim // 2), range(dim - dim // 2, dim)
     layers: list[Bijection] = []
     for index in range(couplings):
-        swap, transform = index % 2 == 1, built_by("transformer", transformer, kind=Transformer)
-        changed = dim - dim // 2 if swap else dim // 2
-        conditioner = net(dim - changed, transform.num_parameters * changed)
+        swap = index % 2 == 1
+        read, changed = reversed(halves) if swap else halves
+        transform = transformer(changed)
+        conditioner = net(read, transform.channels(len(changed)))
         layers.append(SplitCoupling(shape, conditioner, transform, swap=swap))
     return layers
 

@@ -30,7 +30,7 @@ def nice_transforms(
     """Builds NICE: additive couplings and one diagonal scaling. Dinh, Krueger & Bengio (2014).
 
     The coordinates with even and with odd index take turns; images are flattened. A single coordinate is only shifted
-    and scaled, which a warning says. The paper's prior is
+    and scaled, which a warning says if that is to depend on a context. The paper's prior is
     :class:`~pyro_realnvp.StandardLogistic` for MNIST and Gaussian elsewhere.
 
     Args:
@@ -51,7 +51,7 @@ def nice_transforms(
     shape = shape_of_event("nice_transforms", event_shape)
     context = shape_of_context("nice_transforms", context_shape, context_dim)
     flat = Size((shape.numel(),))
-    warn_of_one_coordinate("nice_transforms", shape)
+    warn_of_one_coordinate("nice_transforms", shape, context)
     if net is None and len(shape) == 3:
         net = partial(MLP, hidden=(1000,) * 5 if hidden is None else hidden, activation=nn.ReLU)
     else:

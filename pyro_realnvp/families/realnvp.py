@@ -82,7 +82,7 @@ def realnvp_transforms(
         reject_arguments("realnvp_transforms", shape, scales=scales, packed=packed or None)
         context = shape_of_context("realnvp_transforms", context_shape, context_dim)
         count = count_of("couplings", 8 if couplings is None else couplings)
-        warn_of_one_coordinate("realnvp_transforms", shape)
+        warn_of_one_coordinate("realnvp_transforms", shape, context)
         affine = _calm_affine if net is None else Affine
         net = net_of_vectors("realnvp_transforms", net, hidden)
         return latent_to_data(vector_couplings(shape, count, net, affine, context))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import math
 import uuid
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -15,23 +14,20 @@ import torch
 from pyro import distributions as dist
 from pyro import poutine
 from pyro.infer.autoguide.guides import AutoContinuous
-from pyro.infer.autoguide.initialization import init_to_median
 from pyro.nn.module import _is_module_local_param_enabled
-from torch import Size, Tensor, nn
-from torch.distributions import Transform, biject_to
+from torch import Size, Tensor
+from torch.distributions import Transform
 
 from .._runtime.batch_statistics import hold_statistics
 from .._runtime.checks import built_by
-from ..bases import Base, StandardNormal
+from ..bases import Base, MixedBase, StandardNormal
 from ..bijections.chain import Chain
-from ..bijections.coupling import Elementwise
-from ..bijections.linear import FixedAffine
-from ..bijections.transformers import Affine
 from ..flow import Flow
+from .angles import Chart, angles_of, last_layers, quantiles_of
+from .default_flow import default_transforms
 from .param_store import register
 from .path_gradient import PathGradientDistribution
-from .sites import constrained, log_joint, log_joints, plate_nesting
-from .steady import default_transforms
+from .sites import constrained, log_joint, log_joints, median_or_feasible, plate_nesting
 from .warm_start import best_gaussian
 
 _QUANTILE_DRAWS = 20_000
@@ -64,25 +60,34 @@ class AutoRealNVP(AutoContinuous):
     With ``base=StudentTBase`` z has heavy tails, which are learned; with ``base=partial(MixtureBase, components=4)`` it
     has several modes.
 
+    Angles, the latents of von Mises sites, are drawn in [-pi, pi): Pyro gives these sites the support of real numbers,
+    but their densities are normalised on one turn. The base is uniform there, couplings and networks are periodic
+    (:class:`~pyro_realnvp.CircularSpline`, :class:`~pyro_realnvp.CoordinateFeatures`), and a
+    :class:`~pyro_realnvp.FixedMixed` stands in the place of loc + L x.
+
     The flow is built by :meth:`initialize` or the first call. A state loads into a fresh guide before that. A single
-    latent has nothing to be coupled with, and gets a mixture of logistics.
+    latent has nothing to be coupled with, and gets a mixture of logistics, or two splines of the circle.
 
     Args:
         model: a Pyro model with continuous latents.
         transforms: builds the flow: maps D to transforms latent -> data of events (D,), as the builders of this
             package do. By default :func:`default_transforms`, eight couplings; for several modes,
-            ``flowpp_transforms``.
-        base: builds the base: maps D to a Base of events (D,) without a context. N(0, I) by default.
+            ``flowpp_transforms``. For a model with angles it is called with their indices,
+            ``transforms(D, circular=[...])``, as ``spline_transforms`` takes them.
+        base: builds the base: maps D to a Base of events (D,) without a context. N(0, I) by default; for a model with
+            angles :class:`~pyro_realnvp.MixedBase`, and one that is given is called with ``circular=[...]`` too.
         init_loc_fn: a per-site function from ``pyro.infer.autoguide.initialization``; ``init_to_median`` by default.
         init_scale: standard deviation of every unconstrained latent at the start; 0.1 by default.
+        circular: names of the sites with real support that are angles: every site that is, or is made of, a
+            ``VonMises``, ``SineBivariateVonMises`` or ``SineSkewed`` by default, and none with an empty list.
         name: of the guide, and of its parameters in Pyro's global store. Guides of one process whose parameters are
             in the store at the same time need different names. A guide that was saved whole by ``torch.save`` has its
             name when it is loaded; where that is taken by the first call, it goes on as ``<name>_2``, ``<name>_3``, ...
 
     Raises:
         ValueError: if ``init_scale`` is not positive; on the first call, if another guide of this process has
-            parameters of the same name in the store, a loaded state is of another number of latents, or a latent site
-            is in a plate that subsamples.
+            parameters of the same name in the store, a loaded state is of another number of latents or of other angles,
+            a latent site is in a plate that subsamples, or ``circular`` names no site with real support.
     """
 
     def __init__(
@@ -93,14 +98,16 @@ class AutoRealNVP(AutoContinuous):
         base: Callable[[int], Base] = StandardNormal,
         init_loc_fn: Callable[..., Any] | None = None,
         init_scale: float | None = None,
+        circular: Iterable[str] | None = None,
         name: str | None = None,
     ) -> None:
         if init_scale is not None and not init_scale > 0:
             raise ValueError(f"init_scale must be positive, but got {init_scale}.")
         self._find_start = init_loc_fn is None and init_scale is None
-        super().__init__(model, init_loc_fn=_median_or_feasible if init_loc_fn is None else init_loc_fn)
+        super().__init__(model, init_loc_fn=median_or_feasible if init_loc_fn is None else init_loc_fn)
         self._init_scale = 0.1 if init_scale is None else init_scale
         self._transforms, self._make_base = transforms, base
+        self._circular_sites = None if circular is None else list(circular)
         self._plain_model = (model,)  # not registered as a submodule
         if name is not None:
             self._pyro_name = name
@@ -127,16 +134,22 @@ class AutoRealNVP(AutoContinuous):
         with torch.no_grad():  # a graph inside the prototype could not be copied
             super()._setup_prototype(*args, **kwargs)
             self._reject_subsampled_latents()
+            angles = angles_of(self, self._circular_sites)
             loaded = self._flow()
             if loaded is None:
                 loc = self._init_loc()
                 loc = loc.to(torch.promote_types(loc.dtype, self._zero.dtype))
                 loc = loc.to(self._zero.device) if self._zero.device.type != "cpu" else loc
-                self._build(*self._start(loc, args, kwargs))
+                self._build(*self._start(loc, angles, args, kwargs), angles)
             elif loaded.event_shape != (self.latent_dim,):
                 raise ValueError(
                     f"The state that was loaded into {self._pyro_name} is of a guide for {loaded.event_shape[0]} "
                     f"latents, but the model has {self.latent_dim}."
+                )
+            elif self._angles != angles:
+                raise ValueError(
+                    f"The state that was loaded into {self._pyro_name} has angles at {self._angles} of its latents, "
+                    f"but the model at {angles}: AutoRealNVP(..., circular=...) names the sites."
                 )
 
     def _reject_subsampled_latents(self) -> None:
@@ -152,10 +165,14 @@ class AutoRealNVP(AutoContinuous):
                         f"whole plate, or give this site to another guide, as AutoNormal, in an AutoGuideList."
                     )
 
-    def _start(self, loc: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Tensor, float]:
+    def _start(
+        self, loc: Tensor, angles: list[int], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Tensor, Tensor, float]:
         """Returns loc and scale of the last layer, and the scale before it."""
         if not self._find_start or self.latent_dim > _MAX_DENSE:
-            return loc, torch.ones_like(loc), self._init_scale
+            scale = torch.ones_like(loc)
+            scale[angles] = self._init_scale
+            return loc, scale, self._init_scale
 
         def one_by_one(x: Tensor) -> Tensor:
             return torch.stack([log_joint(self, row, args, kwargs) for row in x])
@@ -181,28 +198,36 @@ class AutoRealNVP(AutoContinuous):
                     stacklevel=2,
                 )
             density, batch, steps = (one_by_one, 8, 60) if reason else (at_once, 32, 200)
-            loc, scale = best_gaussian(density, loc, self._init_scale, batch=batch, steps=steps)
+            chart = Chart(density, loc, angles, draws=8 * batch) if angles else None
+            searched, origin = (density, loc) if chart is None else (chart, chart.start)
+            loc, scale = best_gaussian(searched, origin, self._init_scale, batch=batch, steps=steps)
             if torch.equal(scale, self._init_scale * torch.eye(len(loc)).to(scale)):
                 warnings.warn(
                     f"{self._pyro_name} has found no start: no Gaussian of its search is better than deviations of "
                     f"{self._init_scale}. Give init_loc_fn or init_scale, and watch the first losses.",
                     stacklevel=2,
                 )
+            if chart is not None:
+                loc, scale = chart.constants(loc, scale)
         return loc, scale, 1.0
 
-    def _build(self, loc: Tensor, scale: Tensor, init_scale: float = 1.0) -> None:
-        shape = Size(loc.shape)
-        affine = Elementwise(shape, Affine(nn.Identity()))
-        with torch.no_grad():
-            affine.theta[shape[0] :] = math.log(init_scale)  # type: ignore[index]
-        parts = [*self._transforms(shape[0]), affine, FixedAffine(loc, scale)]
-        self.transform = Chain(parts, shape).to(loc)
-        self.base = built_by("base", self._make_base, shape[0], kind=Base).to(loc)
+    def _build(self, loc: Tensor, scale: Tensor, init_scale: float, angles: list[int]) -> None:
+        shape, options = Size(loc.shape), {"circular": angles} if angles else {}
+        layers = self._transforms(shape[0], **options)
+        self.transform = Chain([*layers, *last_layers(loc, scale, init_scale, angles)], shape).to(loc)
+        make = MixedBase if angles and self._make_base is StandardNormal else self._make_base
+        self.base = built_by("base", make, shape[0], kind=Base, **options).to(loc)
         if self.base.event_shape != shape or self.base.context_shape is not None:
             raise ValueError(
                 f"base must build a Base of events {tuple(shape)} without a context, but built one of events "
                 f"{tuple(self.base.event_shape)} and contexts {tuple(self.base.context_shape or ())}."
             )
+
+    @property
+    def _angles(self) -> list[int]:
+        """Returns which latents are angles, as the last layer of the flow has it."""
+        where = getattr(self._built()[-1], "coordinates", ())
+        return [index for index, each in enumerate(where) if each.circular]
 
     def _flow(self) -> Chain | None:
         return self._modules.get("transform")  # type: ignore[return-value]  # reading a PyroModule's attribute makes Pyro statements
@@ -223,7 +248,8 @@ class AutoRealNVP(AutoContinuous):
             parts = {int(key[len(start) :].split(".")[0]) for key in state_dict if key.startswith(start)}
             if parts:
                 last = f"{start}{max(parts)}."
-                self._build(state_dict[last + "loc"], state_dict[last + "scale"])
+                circular = state_dict.get(last + "circular", torch.zeros(0)).nonzero().flatten().tolist()
+                self._build(state_dict[last + "loc"], state_dict[last + "scale"], 1.0, circular)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _built_base(self) -> Base:
@@ -231,7 +257,7 @@ class AutoRealNVP(AutoContinuous):
         return self._modules["base"]  # type: ignore[return-value]
 
     def get_base_dist(self) -> dist.Distribution:
-        """Returns the distribution of z, of event shape (D,); N(0, I) by default."""
+        """Returns the distribution of z, of event shape (D,): N(0, I) by default, in which angles are uniform."""
         return self._built_base()()
 
     def get_transform(self, *args: Any, **kwargs: Any) -> Chain:
@@ -272,9 +298,9 @@ class AutoRealNVP(AutoContinuous):
         """Computes quantiles of every latent site, each (number of quantiles, \\*shape of the site).
 
         Of 20,000 draws, for every unconstrained coordinate by itself, and then mapped to the support of the site: for
-        sites whose support is a product of intervals, the marginal quantiles. The draws are the same in every call, and
-        unless the base is a mixture, z comes with -z: the median is the quantile of 0.5 exactly, and the centre of a
-        guide that is still Gaussian.
+        sites whose support is a product of intervals, the marginal quantiles; those of an angle are counted from the
+        antipode of its circular mean. The draws are the same in every call, and unless the base is a mixture, z comes
+        with -z: the median is the quantile of 0.5 exactly, and the centre of a guide that is still Gaussian.
 
         Args:
             quantiles: numbers between 0 and 1.
@@ -287,7 +313,7 @@ class AutoRealNVP(AutoContinuous):
             z = base().sample((_QUANTILE_DRAWS // 2 if base.is_even else _QUANTILE_DRAWS,))
         with hold_statistics():
             x = self.get_transform()(torch.cat([z, -z]) if base.is_even else z)
-        return constrained(self, torch.quantile(x, torch.as_tensor(quantiles).to(x), dim=0))[0]
+        return constrained(self, quantiles_of(x, torch.as_tensor(quantiles).to(x), self._angles))[0]
 
     def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Returns the median of every latent site, as :meth:`quantiles` computes it."""
@@ -317,14 +343,3 @@ class AutoRealNVP(AutoContinuous):
         flow = self._flow()
         if flow is not None and "base" not in self._modules:
             self._modules["base"] = StandardNormal(flow.event_shape).to(next(flow[-1].buffers()))
-
-
-def _median_or_feasible(site: dict[str, Any]) -> Tensor:
-    """Returns the median of the prior; for an improper one the point that is 0 when unconstrained."""
-    try:
-        value: Tensor = init_to_median(site)
-    except NotImplementedError:
-        fn = site["fn"]
-        transform = biject_to(fn.support)
-        value = transform(torch.zeros(transform.inverse_shape(fn.shape())))
-    return value

@@ -8,6 +8,7 @@ import torch
 from pyro import poutine
 from pyro.distributions.util import sum_rightmost
 from pyro.infer.autoguide.guides import AutoContinuous
+from pyro.infer.autoguide.initialization import init_to_median
 from pyro.poutine import Trace
 from pyro.poutine.runtime import _DIM_ALLOCATOR
 from pyro.poutine.util import prune_subsample_sites
@@ -86,3 +87,14 @@ def log_prob_of(trace: Trace, dim: int | None) -> Tensor:
                 value.movedim(dim, 0).reshape(value.shape[dim], -1).sum(1) if apart else value.sum()
             )
     return total
+
+
+def median_or_feasible(site: dict[str, Any]) -> Tensor:
+    """Returns the median of the prior; for an improper one the point that is 0 when unconstrained."""
+    try:
+        value: Tensor = init_to_median(site)
+    except NotImplementedError:
+        fn = site["fn"]
+        transform = biject_to(fn.support)
+        value = transform(torch.zeros(transform.inverse_shape(fn.shape())))
+    return value

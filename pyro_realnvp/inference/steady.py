@@ -3,18 +3,10 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Size, Tensor
+from torch import Tensor
 
 from .._runtime.construction import recorded
-from ..bijections.bijection import Bijection
-from ..bijections.coupling import Elementwise
-from ..bijections.linear import Permute
-from ..bijections.mixture import MixtureLogistic
-from ..bijections.transformers import Affine, SoftClipLogScale
-from ..families.assembly import latent_to_data, vector_couplings
 from ..networks.mlp import MLP
-
-_BOUND = 1.0  # of the logarithm of the scale of a coupling
 
 
 @recorded
@@ -64,30 +56,3 @@ class SteadyMLP(MLP):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         return super().forward(self.input_scale * x, context) / 4
-
-
-def default_transforms(dim: int) -> list[Bijection]:
-    """Builds four pairs of couplings with small networks, and shuffles the coordinates between the pairs.
-
-    Without the shuffles two latents in one half, as the scale of a hierarchy and its groups, would never meet in a
-    coupling. One latent gets a mixture of logistics, in the direction that needs no search.
-
-    From a start far narrower than the posterior all couplings widen at once, and each reads what the last one widened.
-    So that this does not run away at a usual learning rate, the networks answer slowly to Adam (:class:`SteadyMLP`),
-    and the scale of a coupling is bounded, as in Andrade (2024), Stable training of normalizing flows for
-    high-dimensional variational inference: log_scale = raw / (1 + |raw|), within (-1, 1). What the scales together
-    cannot reach, the learned ``log_scale`` of the guide does, one learning rate in a step.
-    """
-    if dim == 1:
-        return [Elementwise((1,), MixtureLogistic(components=8))]
-    shuffled = [*range(0, dim, 2), *range(1, dim, 2)]
-    layers: list[Bijection] = []
-    for _ in range(4):
-        if layers:
-            layers.append(Permute((dim,), shuffled))
-        layers += latent_to_data(vector_couplings(Size((dim,)), 2, SteadyMLP, _bounded_affine, None))
-    return layers
-
-
-def _bounded_affine() -> Affine:
-    return Affine(SoftClipLogScale(_BOUND))

@@ -149,12 +149,13 @@ def test_one_dimension_with_a_context_has_no_layer_of_zero_elements():
 
 
 @pytest.mark.parametrize("build", [realnvp_transforms, nice_transforms])
-@pytest.mark.parametrize("context", [None, 3])
+@pytest.mark.parametrize("context", [3, (1,)])
 def test_one_coordinate_of_affine_couplings_warns_with_the_remedy(build, context):
     with pytest.warns(UserWarning, match=r"one affine map.*spline_transforms\(1, \.\.\.\)") as caught:
-        build((1,), context_shape=context)
+        build(1, context_shape=context)
     assert caught[0].filename == __file__
     spline_transforms(1, context_shape=context)
+    build(1)
 
 
 @pytest.mark.parametrize("build", [realnvp_transforms, nice_transforms, spline_transforms])

@@ -21,7 +21,7 @@ from pyro.optim import ClippedAdam
 from torch import Tensor
 
 from pyro_realnvp import MLP, AutoRealNVP, Permute, realnvp_transforms
-from pyro_realnvp.inference.steady import default_transforms
+from pyro_realnvp.inference.default_flow import default_transforms
 from pyro_realnvp.testing import randomize
 
 # What torch and Pyro emit themselves.
