@@ -27,7 +27,6 @@ from pyro_realnvp import (
     Elementwise,
     FactorOut,
     FixedAffine,
-    FixedMixed,
     GatedAttention,
     GatedConvs,
     Halves,
@@ -62,6 +61,7 @@ from pyro_realnvp import (
     recompute,
     spline_transforms,
 )
+from pyro_realnvp.inference.fixed_mixed import FixedMixed
 from pyro_realnvp.inference.guide import default_transforms
 from pyro_realnvp.networks.convnet import ZeroConv
 

@@ -25,9 +25,9 @@ from .._runtime.checks import built_by
 from ..bases import Base, StandardNormal
 from ..bijections.chain import Chain
 from ..flow import Flow
-from ..mixed_base import MixedBase
 from .angles import Chart, angles_of, last_layers, quantiles_of
 from .default_flow import default_transforms
+from .fixed_mixed import FixedMixed
 from .param_store import register
 from .path_gradient import PathGradientDistribution
 from .sites import constrained, log_joint, log_joints, plate_nesting
@@ -61,9 +61,9 @@ class AutoRealNVP(AutoContinuous):
     flow; no setting is needed, for other bounds either.
 
     Angles, the latents of von Mises sites, are drawn in [-pi, pi): Pyro gives these sites the support of real numbers,
-    but their densities are normalised on one turn. The base is uniform there, couplings and networks are periodic
-    (:class:`~pyro_realnvp.CircularSpline`, :class:`~pyro_realnvp.CoordinateFeatures`), and a
-    :class:`~pyro_realnvp.FixedMixed` stands in the place of loc + L x.
+    but their densities are normalised on one turn. There the base is normal or uniform on the circle, couplings and
+    networks are periodic (:class:`~pyro_realnvp.CircularSpline`, :class:`~pyro_realnvp.CoordinateFeatures`), and the
+    last map scales along the circle (:mod:`pyro_realnvp.inference.fixed_mixed`).
 
     The flow is built by :meth:`initialize` or the first call. A state loads into a fresh guide before that. A single
     latent has nothing to be coupled with, and gets a mixture of logistics, or two splines of the circle.
@@ -244,14 +244,15 @@ class AutoRealNVP(AutoContinuous):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def get_base_dist(self) -> dist.Distribution:
-        """Returns N(0, I) of shape (D,), in which angles are uniform on [-pi, pi)."""
+        """Returns N(0, I) of shape (D,), in which angles are normal or uniform on the circle."""
+        if self._angles:
+            return self._base()()
         zero = torch.zeros_like(next(self._built()[-1].buffers()))
-        return self._base()() if self._angles else dist.Normal(zero, zero + 1, validate_args=False).to_event(1)
+        return dist.Normal(zero, zero + 1, validate_args=False).to_event(1)
 
     def _base(self) -> Base:
-        shape, angles = self._built().event_shape, self._angles
-        base = MixedBase(shape, circular=angles) if angles else StandardNormal(shape)
-        return base.to(next(self._built()[-1].buffers()))
+        last = self._built()[-1]
+        return last.base() if isinstance(last, FixedMixed) else StandardNormal(last.event_shape).to(last.loc)
 
     def get_transform(self, *args: Any, **kwargs: Any) -> Chain:
         """Returns z -> x, from the base to the unconstrained latents; it depends on no argument."""
@@ -303,7 +304,9 @@ class AutoRealNVP(AutoContinuous):
         own = torch.Generator().manual_seed(0)
         half = torch.randn(_QUANTILE_DRAWS // 2, len(like), generator=own, dtype=like.dtype)
         z = torch.cat([half, -half]).to(like)
-        z[:, self._angles] = math.pi * torch.erf(z[:, self._angles] / math.sqrt(2))  # uniform
+        if self._angles:
+            base: Any = self.get_base_dist()
+            z = base.of((1 + torch.erf(z / math.sqrt(2))) / 2, z)
         with hold_statistics():
             x = self.get_transform()(z)
         return constrained(self, quantiles_of(x, torch.as_tensor(quantiles).to(x), self._angles))[0]
