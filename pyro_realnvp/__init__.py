@@ -9,7 +9,6 @@ from .bijections.chain import Chain
 from .bijections.circular import CircularSpline
 from .bijections.context import EmbedContext
 from .bijections.coupling import Elementwise, MaskedCoupling, SplitCoupling
-from .bijections.fixed_mixed import FixedMixed
 from .bijections.interval import IntervalSpline
 from .bijections.lift import Lift
 from .bijections.linear import FixedAffine, InvertibleConv1x1, Permute, Scale
@@ -74,8 +73,7 @@ __all__ = [  # noqa: RUF022  # in the order in which a user meets them
     "SplitCoupling", "MaskedCoupling", "Elementwise", "checkerboard", "channelwise", "alternating",
     "Transformer", "Affine", "TanhLogScale", "SigmoidLogScale", "SoftClipLogScale", "Additive", "MixtureLogistic",
     "RationalQuadratic", "CircularSpline", "IntervalSpline", "PerCoordinate",
-    "ActNorm", "BatchNorm", "InvertibleConv1x1", "Scale", "Permute", "FixedAffine", "standardized_from", "FixedMixed",
-    "Logit",
+    "ActNorm", "BatchNorm", "InvertibleConv1x1", "Scale", "Permute", "FixedAffine", "standardized_from", "Logit",
     "Squeeze", "SqueezeColumns", "SqueezeCheckerboard", "Sandwich", "FactorOut", "Halves",
 ]
 # fmt: on

@@ -28,7 +28,6 @@ from pyro_realnvp import (
     Elementwise,
     FactorOut,
     FixedAffine,
-    FixedMixed,
     GatedAttention,
     GatedConvs,
     Halves,
@@ -64,6 +63,7 @@ from pyro_realnvp import (
     spline_transforms,
 )
 from pyro_realnvp.inference.default_flow import default_transforms
+from pyro_realnvp.inference.fixed_mixed import FixedMixed
 from pyro_realnvp.networks.convnet import ZeroConv
 
 mlp = partial(MLP, hidden=(8,))

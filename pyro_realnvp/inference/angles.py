@@ -16,11 +16,11 @@ from torch import Tensor, distributions, nn
 from ..bijections.bijection import Bijection
 from ..bijections.circular import CircularSpline, wrap
 from ..bijections.coupling import Elementwise
-from ..bijections.fixed_mixed import FixedMixed
 from ..bijections.linear import FixedAffine
 from ..bijections.per_coordinate import PerCoordinate
 from ..bijections.support import unbounded
 from ..bijections.transformers import Affine
+from .fixed_mixed import FixedMixed
 from .warm_start import Gaussian, LogDensity
 
 _ANGULAR = (distributions.VonMises, dist.SineBivariateVonMises, dist.SineSkewed)

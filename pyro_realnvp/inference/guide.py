@@ -20,11 +20,12 @@ from torch.distributions import Transform
 
 from .._runtime.batch_statistics import hold_statistics
 from .._runtime.checks import built_by
-from ..bases import Base, MixedBase, StandardNormal
+from ..bases import Base, StandardNormal
 from ..bijections.chain import Chain
 from ..flow import Flow
 from .angles import Chart, angles_of, last_layers, quantiles_of
 from .default_flow import default_transforms
+from .fixed_mixed import FixedMixed
 from .param_store import register
 from .path_gradient import PathGradientDistribution
 from .sites import constrained, log_joint, log_joints, median_or_feasible, plate_nesting
@@ -61,9 +62,9 @@ class AutoRealNVP(AutoContinuous):
     has several modes.
 
     Angles, the latents of von Mises sites, are drawn in [-pi, pi): Pyro gives these sites the support of real numbers,
-    but their densities are normalised on one turn. The base is uniform there, couplings and networks are periodic
-    (:class:`~pyro_realnvp.CircularSpline`, :class:`~pyro_realnvp.CoordinateFeatures`), and a
-    :class:`~pyro_realnvp.FixedMixed` stands in the place of loc + L x.
+    but their densities are normalised on one turn. There the base is normal or uniform on the circle, couplings and
+    networks are periodic (:class:`~pyro_realnvp.CircularSpline`, :class:`~pyro_realnvp.CoordinateFeatures`), and the
+    last map scales along the circle (:mod:`pyro_realnvp.inference.fixed_mixed`).
 
     The flow is built by :meth:`initialize` or the first call. A state loads into a fresh guide before that. A single
     latent has nothing to be coupled with, and gets a mixture of logistics, or two splines of the circle.
@@ -214,14 +215,17 @@ class AutoRealNVP(AutoContinuous):
     def _build(self, loc: Tensor, scale: Tensor, init_scale: float, angles: list[int]) -> None:
         shape, options = Size(loc.shape), {"circular": angles} if angles else {}
         layers = self._transforms(shape[0], **options)
-        self.transform = Chain([*layers, *last_layers(loc, scale, init_scale, angles)], shape).to(loc)
-        make = MixedBase if angles and self._make_base is StandardNormal else self._make_base
-        self.base = built_by("base", make, shape[0], kind=Base, **options).to(loc)
-        if self.base.event_shape != shape or self.base.context_shape is not None:
+        chain = Chain([*layers, *last_layers(loc, scale, init_scale, angles)], shape).to(loc)
+        if isinstance(chain[-1], FixedMixed) and self._make_base is StandardNormal:
+            base = chain[-1].base()
+        else:
+            base = built_by("base", self._make_base, shape[0], kind=Base, **options)
+        if base.event_shape != shape or base.context_shape is not None:
             raise ValueError(
                 f"base must build a Base of events {tuple(shape)} without a context, but built one of events "
-                f"{tuple(self.base.event_shape)} and contexts {tuple(self.base.context_shape or ())}."
+                f"{tuple(base.event_shape)} and contexts {tuple(base.context_shape or ())}."
             )
+        self.transform, self.base = chain, base.to(loc)
 
     @property
     def _angles(self) -> list[int]:
@@ -257,7 +261,7 @@ class AutoRealNVP(AutoContinuous):
         return self._modules["base"]  # type: ignore[return-value]
 
     def get_base_dist(self) -> dist.Distribution:
-        """Returns the distribution of z, of event shape (D,): N(0, I) by default, in which angles are uniform."""
+        """Returns the distribution of z, of event shape (D,): by default N(0, I), and angles on the circle."""
         return self._built_base()()
 
     def get_transform(self, *args: Any, **kwargs: Any) -> Chain:

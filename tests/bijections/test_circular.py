@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.autograd.functional import jacobian
 
-from pyro_realnvp import CircularSpline, Elementwise, FixedMixed, RationalQuadratic
+from pyro_realnvp import CircularSpline, Elementwise, RationalQuadratic
 from pyro_realnvp.bijections.circular import wrap
 from pyro_realnvp.testing import randomize
 
@@ -174,50 +174,3 @@ def test_the_support_of_a_coupling_of_angles():
 def test_errors(arguments, message):
     with pytest.raises(ValueError, match=message):
         CircularSpline(**arguments)
-
-
-@pytest.mark.parametrize("s", [0.6, 1.0, 3.0, 30.0])
-def test_a_uniform_angle_becomes_a_normal_one_on_the_circle(s):
-    f = FixedMixed(torch.tensor([2.5, 0.0]), torch.tensor([s, 1.0]), [0]).double()
-    y = wrap(7 * torch.randn(100, 2, dtype=torch.float64))
-    x, log_det = f.inverse_and_log_det(y)
-    assert (x[:, 1] == y[:, 1]).all()
-    normal = torch.distributions.Normal(torch.zeros(1).double(), s)
-    density = normal.log_prob(wrap(y[:, 0] - 2.5)) - (1 - 2 * normal.cdf(-PI)).log()
-    torch.testing.assert_close(log_det - math.log(2 * math.pi), density)
-
-
-@pytest.mark.parametrize("s", [1e-4, 0.01, 0.1])
-def test_a_narrow_angle_is_nearly_normal(s):
-    f = FixedMixed(torch.tensor([3.0]), torch.tensor([s]), [0]).double()
-    x = 2 * math.pi * torch.arange(0.5, 100_000, dtype=torch.float64)[:, None] / 100_000 - math.pi
-    distance = wrap(f(x) - 3).abs()
-    for deviations, share in ((1, 0.3173), (2, 0.0455), (3, 0.0027)):
-        assert (distance > deviations * s).double().mean().item() == pytest.approx(share, abs=0.03)
-    assert (distance > 10 * s).double().mean().item() < 1e-4
-
-
-@pytest.mark.parametrize("s", [1e-6, 1e-3, 1.0, 1e3])
-def test_scaled_angles_are_finite_in_float32(s):
-    f = FixedMixed(torch.tensor([3.0]), torch.tensor([s]), [0])
-    x = torch.tensor(SEAM + FAR[:6])[:, None].requires_grad_()
-    for g in (f.forward_and_log_det, f.inverse_and_log_det):
-        y, log_det = g(x)
-        assert ((y >= -PI.float()) & (y < PI.float())).all()
-        assert log_det.isfinite().all()
-        assert torch.autograd.grad(y.sum() + log_det.sum(), x)[0].isfinite().all()
-
-
-@pytest.mark.parametrize(
-    ("scale", "circular", "message"),
-    [
-        (torch.ones(3), [0], "scale"),
-        (torch.tensor([1.0, -1.0]), [0], "positive diagonal"),
-        (torch.tensor([[1.0, 0.0], [0.5, 1.0]]), [0], "zeros beside the diagonal for angles"),
-        (torch.tensor([[1.0, 0.0], [0.5, 1.0]]), [1], "zeros beside the diagonal for angles"),
-        (torch.ones(2), [2], "FixedMixed has coordinates 0 to 1"),
-    ],
-)
-def test_constants_that_do_not_fit(scale, circular, message):
-    with pytest.raises(ValueError, match=message):
-        FixedMixed(torch.zeros(2), scale, circular)

@@ -202,3 +202,38 @@ def test_bases_of_ones_own_are_not_checked():
 
     Flow(Own(), spline_transforms(2, circular=[0]))
     Flow(MixedBase(2, circular=[0]), realnvp_transforms(2))  # a bounded density is one on the real line
+
+
+@pytest.mark.parametrize("deviation", [0.05, 0.6, 2.0, 30.0])
+def test_angles_of_the_base_may_be_normal_on_the_circle(deviation):
+    base = MixedBase(3, circular=[2, 0], deviation=torch.tensor([deviation, math.inf])).double()
+    z = base().sample((50_000,))
+    deviation = base.deviation[2].item()
+    normal = torch.distributions.Normal(torch.zeros(()).double(), deviation)
+    mass = 1 - 2 * normal.cdf(torch.tensor(-PI).double())
+    torch.testing.assert_close(
+        base.log_prob(z),
+        normal.log_prob(z[:, 2]) - mass.log() - math.log(2 * PI) + torch.distributions.Normal(0, 1).log_prob(z[:, 1]),
+    )
+    torch.testing.assert_close(base().expand((2, 1)).log_prob(z[:1]), base.log_prob(z[:1]).expand(2, 1))
+    assert (z[:, [0, 2]].abs() <= PI).all()
+    shares = (normal.cdf(z[:, 2]) - normal.cdf(torch.tensor(-PI).double())) / mass  # uniform
+    assert shares.mean().item() == pytest.approx(0.5, abs=0.005)
+    assert shares.std().item() == pytest.approx(12**-0.5, abs=0.005)
+    assert base.log_prob(torch.tensor([0.0, 0.0, 3.2]).double()) == -math.inf
+    loaded = MixedBase(3, circular=[2, 0], deviation=torch.ones(2)).double()
+    loaded.load_state_dict(base.state_dict())
+    torch.testing.assert_close(loaded.log_prob(z), base.log_prob(z))
+
+
+@pytest.mark.parametrize(
+    ("deviation", "message"),
+    [
+        (torch.ones(1), r"deviation for each of 2 angles, but got a tensor of \(1,\)"),
+        (torch.tensor([1.0, 0.0]), "positive deviations, but got 0.0"),
+        (torch.tensor([1, 1]), "floating point values as deviation"),
+    ],
+)
+def test_deviations_that_do_not_fit(deviation, message):
+    with pytest.raises(ValueError, match=message):
+        MixedBase(3, circular=[0, 1], deviation=deviation)

@@ -1,6 +1,5 @@
-"""A constant affine map, in which some coordinates are angles."""
+"""The last layer of a guide with angles, and the base that goes with it."""
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -11,12 +10,14 @@ from .._runtime.autocast import full_precision
 from .._runtime.checks import values_are_known
 from .._runtime.construction import recorded
 from .._runtime.coordinates import coordinates_of
-from .bijection import Bijection
-from .circular import wrap
-from .linear import FixedAffine
-from .support import box, events
+from ..bases import MixedBase
+from ..bijections.bijection import Bijection
+from ..bijections.circular import wrap
+from ..bijections.linear import FixedAffine
+from ..bijections.support import box, events
 
-# Below it a density of N(0, t^2) on the circle is so small at -pi that float32 has no digits left there.
+# The deviation of an angle of the base, at least: with it next to nothing lies on the other side of the circle, where
+# cosine and sine of an angle do not tell how far it is.
 _NARROWEST = 0.6
 
 
@@ -24,16 +25,14 @@ _NARROWEST = 0.6
 class FixedMixed(Bijection):
     """Shifts and scales a vector by constants, angles along the circle.
 
-    The real coordinates are mapped to loc + L x, as by :class:`FixedAffine`, which makes N(loc, L L^T) of N(0, I). Of a
-    uniform angle x in [-pi, pi) the same is made on the circle, as far as there is room: with its deviation s, an
-    element of the diagonal of L, t = max(s, 0.6) and r = min(1, s / 0.6),
+    The real coordinates are mapped to loc + L x, as by :class:`FixedAffine`, and an angle x in [-pi, pi) to
 
-        y = loc + 2 arctan(r tan(z / 2)) modulo 2 pi,   z = t Phi^-1(1/2 + x / (2 pi) (2 Phi(pi / t) - 1))
+        y = loc + 2 arctan(r tan(x / 2)) modulo 2 pi,   r = min(1, s / 0.6)
 
-    z has the density of N(0, t^2) on [-pi, pi), and where s is less than 0.6 it is scaled further: on the real line, to
-    which the circle is projected, and back ("non-compact projection" in section 2.1 of Rezende et al., 2020). A narrow
-    y is close to normal, with heavier tails, of which 4 in 100,000 lie beyond 10 s; a wide one is close to uniform. y
-    and log dy/dx are continuous on the circle. The constants are saved with the state and not learned.
+    with s its element of the diagonal of L: it is scaled on the real line, to which the circle is projected, and
+    projected back ("non-compact projection" in section 2.1 of Rezende et al., 2020). Of an angle of :meth:`base`, with
+    the deviation max(s, 0.6), it makes one with the deviation s, or close to uniform for large s. The constants are
+    saved with the state and not learned.
 
     Args:
         loc: (D,).
@@ -73,48 +72,33 @@ class FixedMixed(Bijection):
         around = self.circular.bool()
         with full_precision(x):
             real = x * self.scale if self.scale.dim() == 1 else x @ self.scale.T
-        angle, log_slope = _spread(wrap(x), self._diagonal)
+        angle, log_slope = _scaled(wrap(x), self._narrowing)
         y = torch.where(around, wrap(angle + self.loc), real + self.loc)
         return y, torch.where(around, log_slope, self._diagonal.log()).sum(-1)
 
     def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         around = self.circular.bool()
         real = y - self.loc
-        angle, log_slope = _gathered(wrap(real), self._diagonal)
+        angle, log_slope = _scaled(wrap(real), 1 / self._narrowing)
         if self.scale.dim() == 1:
             real = real / self.scale
         else:
             real = torch.linalg.solve_triangular(self.scale, real.unsqueeze(-1), upper=False).squeeze(-1)
         return torch.where(around, wrap(angle), real), torch.where(around, log_slope, -self._diagonal.log()).sum(-1)
 
+    def base(self) -> MixedBase:
+        """Returns N(0, I), in which angles are normal on the circle, with deviations that this layer narrows."""
+        angles = [index for index, each in enumerate(self.coordinates) if each.circular]
+        deviation = self._diagonal[angles].clamp(min=_NARROWEST)
+        return MixedBase(self.event_shape, circular=angles, deviation=deviation).to(self.loc)
+
+    @property
+    def _narrowing(self) -> Tensor:
+        return (self._diagonal / _NARROWEST).clamp(max=1)
+
     @property
     def _diagonal(self) -> Tensor:
         return self.scale if self.scale.dim() == 1 else self.scale.diagonal()
-
-
-def _spread(x: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-    """Maps a uniform angle x in [-pi, pi) to one with deviation s; returns the logarithm of the slope."""
-    t, r, end = _parameters(s)
-    z = t * torch.erfinv(x / math.pi * end)
-    y, log_slope = _scaled(z, r)
-    return y, log_slope + _log_slope(z, t, end)
-
-
-def _gathered(y: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-    """Inverts :func:`_spread`."""
-    t, r, end = _parameters(s)
-    z, log_slope = _scaled(y, 1 / r)
-    return math.pi * torch.erf(z / t) / end, log_slope - _log_slope(z, t, end)
-
-
-def _parameters(s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns sqrt(2) t, r, and erf(pi / (sqrt(2) t))."""
-    t = math.sqrt(2) * s.clamp(min=_NARROWEST)
-    return t, (s / _NARROWEST).clamp(max=1), torch.erf(math.pi / t)
-
-
-def _log_slope(z: Tensor, t: Tensor, end: Tensor) -> Tensor:
-    return (t * end / (2 * math.sqrt(math.pi))).log() + (z / t).square()
 
 
 def _scaled(x: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
