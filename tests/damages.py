@@ -18,6 +18,7 @@ from pyro_realnvp import fit, load, save
 from pyro_realnvp.bases import Base
 from pyro_realnvp.testing import randomize
 from pyro_realnvp.training import files
+from pyro_realnvp.training.annealing import Noise
 from pyro_realnvp.training.data import rows_of
 from pyro_realnvp.training.divergence import DivergedError
 from pyro_realnvp.training.history import Course
@@ -158,7 +159,7 @@ class TrainingFile(Kind):
         """Makes the pieces of a training by fit."""
         flow = vectors()
         data = rows_of(rows(), like=next(flow.parameters()), batch_size=16)
-        made = MaximumLikelihood(flow, data, None, 1e-3, 1e-4, None, 20, 0.9, 5.0, 1, starts=True)
+        made = MaximumLikelihood(flow, data, None, 1e-3, 1e-4, Noise(0.1, anneals=True), 20, 0.9, 5.0, 1, starts=True)
         made.best, made.course = BestState(made.averaged, 5), Course()
         made.parts |= {"best": made.best, "course": made.course}
         return made
