@@ -81,6 +81,7 @@ def test_every_other_value_in_the_configuration(reader):
         *(pytest.param(name, None, marks=pytest.mark.slow) for name in FLOWS),
     ],
 )
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")  # of torch, for a Linear of no features
 def test_other_values_in_the_description_of_a_flow(name, count, tmp_path):
     replace_nodes(Reader(FlowFile(tmp_path, FLOWS[name])), count)
 
