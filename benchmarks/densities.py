@@ -165,7 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     options.out.mkdir(parents=True, exist_ok=True)
     path, flows = options.out / "densities.csv", {}
-    rows: list[Row] = list(csv.DictReader(path.open())) if path.exists() else []
+    rows: list[Row] = list(csv.DictReader(path.read_text().splitlines())) if path.exists() else []
     for seed in range(options.seeds):
         for target in options.targets:
             for name in options.flows:

@@ -1,0 +1,64 @@
+"""The scripts that compare densities: on tables, and in the plane."""
+
+import csv
+import math
+
+import pytest
+import torch
+
+import densities
+import tables
+
+from shared.planar import TARGETS, Curve
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_densities_of_the_plane_are_normalised_and_those_of_their_draws(name):
+    torch.manual_seed(0)
+    target = TARGETS[name]
+    side = torch.linspace(-3, 3, 601, dtype=torch.float64)
+    side = (side[1:] + side[:-1]) / 2
+    log_p = target.log_prob(torch.cartesian_prod(side, side))
+    mass = log_p.exp() * 0.01**2
+    assert mass.sum().item() == pytest.approx(1, abs=1e-4)
+    entropy = -(mass * log_p.clamp(min=-1e3)).sum().item()
+    found = -target.log_prob(target.sample(20_000))
+    assert found.mean().item() == pytest.approx(entropy, abs=5 * found.std().item() / math.sqrt(20_000) + 1e-3)
+
+
+@pytest.mark.parametrize("name", [name for name, target in TARGETS.items() if isinstance(target, Curve)])
+def test_the_rule_along_a_curve_has_converged(name):
+    target = TARGETS[name]
+    x = target.sample(200)
+    finer = type(target)()
+    finer.nodes = 2 * target.nodes
+    torch.testing.assert_close(target.log_prob(x), finer.log_prob(x), rtol=1e-8, atol=1e-8)
+
+
+def test_flows_in_the_plane_are_of_equal_size_and_are_not_trained_twice(tmp_path, capsys):
+    sizes = [densities.parameters_of(densities.of_equal_size(name)) for name in ("spline", "affine")]
+    assert sizes[1] == pytest.approx(sizes[0], rel=0.05)
+    arguments = ["--targets", "rings", "--steps", "30", "--batch", "64", "--out", str(tmp_path)]
+    densities.main(arguments)
+    densities.main(arguments)
+    rows = list(csv.DictReader((tmp_path / "densities.csv").read_text().splitlines()))
+    assert [row["flow"] for row in rows] == ["spline", "affine"]
+    assert all(0 < float(row["kl"]) < 2 for row in rows)
+    assert (tmp_path / "densities.png").stat().st_size > 5000
+    assert capsys.readouterr().out.count("rings, spline, seed 0: KL") == 1
+
+
+def test_tables_are_compared_fold_by_fold(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(tables, "GRID", {"n_components": [1, 2], "reg_covar": [1e-1]})
+    monkeypatch.setattr(tables, "fit", lambda flow, x, **options: flow.eval())
+    tables.main(["--tables", "wine", "--folds", "1", "--flows", "default", "whitened", "--out", str(tmp_path)])
+    rows = {
+        row["model"]: float(row["nats"]) for row in csv.DictReader((tmp_path / "tables.csv").read_text().splitlines())
+    }
+    assert list(rows) == ["gaussian", "shrunk", "mixture", "default", "whitened"]
+    train, test = next(tables.folds("wine"))
+    assert train.shape == (160, 13)
+    unit = -0.5 * (test**2).sum(1).mean() - 6.5 * math.log(2 * math.pi)
+    assert rows["default"] == pytest.approx(unit, abs=1e-3)  # untrained, the flow is the identity
+    assert rows["whitened"] == pytest.approx(rows["shrunk"], abs=1.0)
+    assert "wine" in capsys.readouterr().out
