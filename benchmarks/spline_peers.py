@@ -83,7 +83,9 @@ def nflows_splines(x: Tensor, hidden: Sequence[int], couplings: int, bins: int) 
     dim = x.shape[-1]
 
     def network(inputs: int, outputs: int) -> nn.Module:
-        return WithoutContext(mlp(inputs, outputs, hidden))
+        made = WithoutContext(mlp(inputs, outputs, hidden))
+        made.hidden_features = hidden[-1]  # by its root the library divides what goes into a softmax
+        return made
 
     second = (torch.arange(dim) >= dim // 2).int()
     layers = [

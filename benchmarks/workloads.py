@@ -11,8 +11,20 @@ from torch import Tensor, nn
 
 import contestants as own
 import peers
+import spline_peers
 from contestants import Contestant
-from pyro_realnvp import ConvNet, Flow, ResNet, StandardNormal, glow_transforms, realnvp_transforms, rebuild, recompute
+from pyro_realnvp import (
+    MLP,
+    ConvNet,
+    Flow,
+    ResNet,
+    StandardNormal,
+    glow_transforms,
+    realnvp_transforms,
+    rebuild,
+    recompute,
+    spline_transforms,
+)
 
 KINDS = ("forward + backward", "training step", "log_prob", "sample", "rsample, log_prob")
 NETWORKS, BARE = "networks", "bare-loop"
@@ -56,6 +68,23 @@ def vectors(*, batch: int, dim: int, hidden: Sequence[int], couplings: int) -> W
         "freia": partial(peers.freia_glow_coupling, **sizes),
     }
     return Workload((batch, dim), builds, {NETWORKS: BARE})
+
+
+def splines(*, batch: int, dim: int, hidden: Sequence[int], couplings: int) -> Workload:
+    """Makes neural spline flows with couplings, of 8 bins on [-5, 5]; the peers' are described in spline_peers.py."""
+    sizes = {"hidden": hidden, "couplings": couplings, "bins": 8}
+
+    def flow(x: Tensor) -> Contestant:
+        net = partial(MLP, hidden=hidden, activation=nn.ReLU)
+        return own.ours(Flow(StandardNormal(dim), spline_transforms(dim, couplings=couplings, net=net)), x)
+
+    builds: dict[str, Build] = {
+        "ours": flow,
+        "zuko": partial(spline_peers.zuko_splines, **sizes),
+        "normflows": partial(spline_peers.normflows_splines, **sizes),
+        "nflows": partial(spline_peers.nflows_splines, **sizes),
+    }
+    return Workload((batch, dim), builds, {NETWORKS: "ours"})
 
 
 def realnvp(*, batch: int, size: int, scales: int, hidden: int, blocks: int, compiled: bool) -> Workload:
@@ -163,6 +192,7 @@ def workloads(size: str) -> dict[str, Workload]:
     return {
         "vector-2": vectors(**narrow),
         "vector-64": vectors(**wide),
+        "spline-64": splines(**wide),
         # Compiling a flow of images takes minutes, more than all the rest of the default sizes.
         "realnvp": realnvp(**board, compiled=size != "default"),
         "glow": glow(**levels, compiled=size != "default"),

@@ -74,6 +74,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
     [
         ("vector-2", VECTORS, KINDS),
         ("vector-64", VECTORS, KINDS),
+        ("spline-64", ["ours", "zuko", "normflows", "nflows"], KINDS),
         ("realnvp", IMAGES, KINDS),
         ("glow", [*IMAGES, "normflows", "nflows"], KINDS),
         ("svi", ["bare-loop", *STEPS], ["training step"]),
