@@ -1,4 +1,9 @@
-"""Rational-quadratic splines, the transformers of neural spline flows."""
+"""The rational-quadratic spline transformer of neural spline flows.
+
+Pyro's own function, ``pyro.distributions.transforms.spline._monotonic_rational_spline``, is as accurate. It is private,
+its slope at the ends is 0.999 instead of 1, so that the tails do not meet it with a continuous derivative, and it wants
+the parameters of an element last, where networks on images return them first.
+"""
 
 import math
 from abc import abstractmethod
