@@ -298,6 +298,7 @@ def outputs(made):
 
 
 @pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.filterwarnings("ignore:.*one affine map")
 def test_the_length_of_a_context_has_three_spellings(name):
     found = []
     with warnings.catch_warnings():
@@ -366,6 +367,7 @@ OF_0_1 = {
 
 
 @pytest.mark.parametrize(("name", "kind"), [(name, kind) for name, (_, kinds) in OF_0_1.items() for kind in kinds])
+@pytest.mark.filterwarnings("ignore:.*one affine map")
 def test_networks_with_the_signature_of_0_1(name, kind):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
