@@ -298,11 +298,11 @@ def outputs(made):
 
 
 @pytest.mark.parametrize("name", MAKERS)
-@pytest.mark.filterwarnings("ignore:.*one affine map")
 def test_the_length_of_a_context_has_three_spellings(name):
     found = []
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", ".*one affine map")  # not of the spelling
         for spelling in ({"context_dim": 3}, {"context_shape": 3}, {"context_shape": (3,)}):
             torch.manual_seed(0)
             found.append(outputs(MAKERS[name](**spelling)))
@@ -367,10 +367,10 @@ OF_0_1 = {
 
 
 @pytest.mark.parametrize(("name", "kind"), [(name, kind) for name, (_, kinds) in OF_0_1.items() for kind in kinds])
-@pytest.mark.filterwarnings("ignore:.*one affine map")
 def test_networks_with_the_signature_of_0_1(name, kind):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", ".*one affine map")  # not of the spelling
         transforms = OF_0_1[name][0](net=NetOf01, **SPELLINGS[kind])
     flow = Flow(StandardNormal(transforms[0].event_shape), transforms).double().eval()
     networks = [module for module in flow.modules() if isinstance(module, NetOf01)]
