@@ -19,6 +19,7 @@ from pyro_realnvp import (
     AttentiveConvs,
     BatchNorm,
     Chain,
+    CircularSpline,
     ConvNet,
     DiagonalNormal,
     Elementwise,
@@ -35,6 +36,7 @@ from pyro_realnvp import (
     MixtureBase,
     MixtureLogistic,
     Permute,
+    RationalQuadratic,
     ResNet,
     Sandwich,
     Scale,
@@ -56,6 +58,7 @@ from pyro_realnvp import (
     glow_transforms,
     nice_transforms,
     realnvp_transforms,
+    spline_transforms,
 )
 
 from zoo import attention, convnet, features, masked, mlp, resnet, split
@@ -72,6 +75,7 @@ IMAGE_NETS = st.sampled_from([resnet, convnet, mlp, attention])
 TRANSFORMERS = st.sampled_from([Affine, Additive, partial(MixtureLogistic, 2)])
 conditions = {"context_shape": CONTEXTS, "context_dim": st.sampled_from([0, 0, 1, 2])}
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*one affine map")  # of one coordinate given a context
 no_inputs = pytest.mark.filterwarnings("ignore:Initializing zero-element")  # torch's, if a network reads nothing
 
 BUILDERS = {
@@ -82,6 +86,30 @@ BUILDERS = {
         net=NETS,
         couplings=COUNTS,
         **conditions,
+    ),
+    "realnvp-hidden": case(
+        realnvp_transforms,
+        ["event_shape", "hidden"],
+        **{"event_shape": VECTORS, "hidden": st.lists(SIZES, max_size=2), "couplings": COUNTS, **conditions},
+    ),
+    "spline": case(
+        spline_transforms,
+        ["event_shape", "hidden"],
+        event_shape=VECTORS,
+        hidden=st.lists(SIZES, max_size=2),
+        couplings=COUNTS,
+        bins=st.integers(2, 5),
+        bound=st.floats(0.5, 10),
+        **conditions,
+    ),
+    "spline-image": case(
+        spline_transforms,
+        ["event_shape", "net", "steps", "levels"],
+        event_shape=IMAGES,
+        net=IMAGE_NETS,
+        steps=st.just(1),
+        levels=st.integers(1, 2),
+        **{"bins": st.integers(2, 5), **conditions},
     ),
     "realnvp-image": case(
         realnvp_transforms,
@@ -326,6 +354,15 @@ TRANSFORMERS_CASES = {
         log_scale=st.sampled_from([torch.tanh, TanhLogScale(), nn.Tanh(), None]),
     ),
     "MixtureLogistic": case(MixtureLogistic, components=COUNTS, iterations=st.integers(60, 100)),
+    "RationalQuadratic": case(
+        RationalQuadratic,
+        bins=st.integers(2, 6),
+        bound=st.floats(0.5, 10),
+        min_width=st.floats(1e-4, 0.1),
+        min_height=st.floats(1e-4, 0.1),
+        min_slope=st.floats(1e-4, 0.5),
+    ),
+    "CircularSpline": case(CircularSpline, bins=st.integers(2, 6)),
 }
 SCALES = {
     "TanhLogScale": case(TanhLogScale, initial=SMALL),
