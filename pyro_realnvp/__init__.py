@@ -7,6 +7,7 @@ from .bases import Base, DiagonalNormal, MixedBase, MixtureBase, StandardLogisti
 from .bijections.bijection import Bijection, Conditioned, Inverse
 from .bijections.chain import Chain
 from .bijections.circular import CircularSpline
+from .bijections.circular_affine import CircularAffine
 from .bijections.context import EmbedContext
 from .bijections.coupling import Elementwise, MaskedCoupling, SplitCoupling
 from .bijections.interval import IntervalSpline
@@ -72,7 +73,7 @@ __all__ = [  # noqa: RUF022  # in the order in which a user meets them
     "Bijection", "Inverse", "Conditioned", "Reversible", "Chain", "Lift", "EmbedContext",
     "SplitCoupling", "MaskedCoupling", "Elementwise", "checkerboard", "channelwise", "alternating",
     "Transformer", "Affine", "TanhLogScale", "SigmoidLogScale", "SoftClipLogScale", "Additive", "MixtureLogistic",
-    "RationalQuadratic", "CircularSpline", "IntervalSpline", "PerCoordinate",
+    "RationalQuadratic", "CircularSpline", "CircularAffine", "IntervalSpline", "PerCoordinate",
     "ActNorm", "BatchNorm", "InvertibleConv1x1", "Scale", "Permute", "FixedAffine", "standardized_from", "Logit",
     "Squeeze", "SqueezeColumns", "SqueezeCheckerboard", "Sandwich", "FactorOut", "Halves",
 ]

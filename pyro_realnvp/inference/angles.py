@@ -14,7 +14,8 @@ from pyro.infer.autoguide.guides import AutoContinuous
 from torch import Tensor, distributions, nn
 
 from ..bijections.bijection import Bijection
-from ..bijections.circular import CircularSpline, wrap
+from ..bijections.circular import wrap
+from ..bijections.circular_affine import CircularAffine
 from ..bijections.coupling import Elementwise
 from ..bijections.linear import FixedAffine
 from ..bijections.per_coordinate import PerCoordinate
@@ -61,19 +62,19 @@ def _is_angular(fn: Any) -> bool:
 
 
 def last_layers(loc: Tensor, scale: Tensor, init_scale: float, circular: Sequence[int]) -> list[Bijection]:
-    """Builds the last two layers of a guide: learned scales and shifts, of angles a spline, and the constants behind.
+    """Builds the last two layers of a guide: learned scales and shifts, and the constants behind them.
 
     Args:
         loc, scale: the constants, (D,) and (D,) or (D, D).
         init_scale: the learned scale of real numbers at the start.
         circular: which of the D latents are angles.
     """
-    affine, spline = Affine(nn.Identity()), CircularSpline()
+    affine, circle = Affine(nn.Identity()), CircularAffine(nn.Identity())
     if not circular:
         learned = Elementwise(loc.shape, affine)
         _set_scales(learned.theta, init_scale)
         return [learned, FixedAffine(loc, scale)]
-    each = PerCoordinate([spline if index in circular else affine for index in range(len(loc))])
+    each = PerCoordinate([circle if index in circular else affine for index in range(len(loc))])
     learned = Elementwise(loc.shape, each)
     theta: Any = learned.theta
     for transformer, part in zip(each.transformers, each.parts(theta, -1), strict=True):

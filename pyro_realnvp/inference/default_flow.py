@@ -13,6 +13,7 @@ from ..families.assembly import latent_to_data
 from ..families.mixed import mixed_couplings
 from .steady import SteadyMLP
 
+_BINS = 4  # few, as what a bin learns where the posterior has little mass is noise
 _BOUND = 1.0  # of the logarithm of the scale of a coupling
 
 
@@ -36,7 +37,9 @@ def default_transforms(dim: int, circular: Sequence[int] = ()) -> list[Bijection
     where = coordinates_of("default_transforms", dim, circular, ())
     if dim == 1:
         return [
-            Elementwise((1,), CircularSpline()).inv if circular else Elementwise((1,), MixtureLogistic(components=8))
+            Elementwise((1,), CircularSpline(_BINS)).inv
+            if circular
+            else Elementwise((1,), MixtureLogistic(components=8))
         ]
     shuffled = [*range(0, dim, 2), *range(1, dim, 2)]
     back = sorted(range(dim), key=shuffled.__getitem__)
@@ -53,4 +56,4 @@ def default_transforms(dim: int, circular: Sequence[int] = ()) -> list[Bijection
 
 
 def _transformer(where: Coordinate) -> Transformer:
-    return CircularSpline() if where.circular else Affine(SoftClipLogScale(_BOUND))
+    return CircularSpline(_BINS) if where.circular else Affine(SoftClipLogScale(_BOUND))

@@ -13,6 +13,7 @@ from .._runtime.coordinates import coordinates_of
 from ..bases import MixedBase
 from ..bijections.bijection import Bijection
 from ..bijections.circular import wrap
+from ..bijections.circular_affine import scale_angle
 from ..bijections.linear import FixedAffine
 from ..bijections.support import box, events
 
@@ -29,8 +30,7 @@ class FixedMixed(Bijection):
 
         y = loc + 2 arctan(r tan(x / 2)) modulo 2 pi,   r = min(1, s / 0.6)
 
-    with s its element of the diagonal of L: it is scaled on the real line, to which the circle is projected, and
-    projected back ("non-compact projection" in section 2.1 of Rezende et al., 2020). Of an angle of :meth:`base`, with
+    with s its element of the diagonal of L, as :class:`CircularAffine` does. Of an angle of :meth:`base`, with
     the deviation max(s, 0.6), it makes one with the deviation s, or close to uniform for large s. The constants are
     saved with the state and not learned.
 
@@ -72,14 +72,14 @@ class FixedMixed(Bijection):
         around = self.circular.bool()
         with full_precision(x):
             real = x * self.scale if self.scale.dim() == 1 else x @ self.scale.T
-        angle, log_slope = _scaled(wrap(x), self._narrowing)
+        angle, log_slope = scale_angle(wrap(x), self._narrowing)
         y = torch.where(around, wrap(angle + self.loc), real + self.loc)
         return y, torch.where(around, log_slope, self._diagonal.log()).sum(-1)
 
     def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         around = self.circular.bool()
         real = y - self.loc
-        angle, log_slope = _scaled(wrap(real), 1 / self._narrowing)
+        angle, log_slope = scale_angle(wrap(real), -self._narrowing)
         if self.scale.dim() == 1:
             real = real / self.scale
         else:
@@ -94,14 +94,8 @@ class FixedMixed(Bijection):
 
     @property
     def _narrowing(self) -> Tensor:
-        return (self._diagonal / _NARROWEST).clamp(max=1)
+        return (self._diagonal / _NARROWEST).log().clamp(max=0)
 
     @property
     def _diagonal(self) -> Tensor:
         return self.scale if self.scale.dim() == 1 else self.scale.diagonal()
-
-
-def _scaled(x: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
-    """Computes 2 arctan(r tan(x / 2)) of x in [-pi, pi), and the logarithm of its slope."""
-    sine, cosine = r * (x / 2).sin(), (x / 2).cos()
-    return 2 * torch.atan2(sine, cosine), r.log() - (cosine.square() + sine.square()).log()

@@ -67,7 +67,7 @@ class AutoRealNVP(AutoContinuous):
     last map scales along the circle (:mod:`pyro_realnvp.inference.fixed_mixed`).
 
     The flow is built by :meth:`initialize` or the first call. A state loads into a fresh guide before that. A single
-    latent has nothing to be coupled with, and gets a mixture of logistics, or two splines of the circle.
+    latent has nothing to be coupled with, and gets a mixture of logistics, or a spline of the circle.
 
     Args:
         model: a Pyro model with continuous latents.

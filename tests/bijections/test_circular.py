@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.autograd.functional import jacobian
 
-from pyro_realnvp import CircularSpline, Elementwise, RationalQuadratic
+from pyro_realnvp import CircularAffine, CircularSpline, Elementwise, RationalQuadratic, SoftClipLogScale
 from pyro_realnvp.bijections.circular import wrap
 from pyro_realnvp.testing import randomize
 
@@ -125,11 +125,11 @@ def test_inverse_and_log_determinant(dtype):
             torch.testing.assert_close(slopes.log(), g(where, params, -1)[1], atol=1e-10, rtol=0)
 
 
+@pytest.mark.parametrize("f", [CircularSpline(4), CircularAffine()])
 @pytest.mark.parametrize("size", [0.0, 1.0, 30.0, 1e4, 1e30])
 @pytest.mark.parametrize("pattern", [(1,), (-1,), (1, -1), (1, 0, -1)])
-def test_everything_is_finite(size, pattern):
+def test_everything_is_finite(size, pattern, f):
     """For raw parameters of any size, at the seam, at knots, and at angles far out; in float32."""
-    f = CircularSpline(4)
     x = torch.tensor([*SEAM, *FAR, -math.pi / 2, math.pi / 2, 1.0]).requires_grad_()
     count = f.channels(1)
     raw = size * torch.tensor(pattern * count)[:count].float()
@@ -174,3 +174,16 @@ def test_the_support_of_a_coupling_of_angles():
 def test_errors(arguments, message):
     with pytest.raises(ValueError, match=message):
         CircularSpline(**arguments)
+
+
+def test_an_affine_map_of_angles_scales_their_tangents():
+    f = CircularAffine(SoftClipLogScale(2.0))
+    shift, raw, x = torch.randn(3, 50, 1, dtype=torch.float64).unbind(0)
+    y, log_det = f.forward_and_log_det(x, torch.cat([shift, raw], -1), -1)
+    log_scale = raw / (1 + raw.abs() / 2)
+    torch.testing.assert_close((y / 2).tan(), log_scale.exp() * ((x + shift) / 2).tan())
+    slope = torch.autograd.functional.jacobian(
+        lambda x: f.forward_and_log_det(x, torch.cat([shift, raw], -1), -1)[0], x
+    )
+    torch.testing.assert_close(slope.flatten(0, 1).flatten(1).diagonal().log(), log_det[:, 0])
+    assert f.at_bound(torch.tensor([0.0, 1e3]), -1).tolist() == [True]
