@@ -14,6 +14,7 @@ from torch import Size, Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, random_split
 
 from .._runtime.checks import at_least
+from ..augmented_flow import AugmentedFlow
 from ..bijections.support import unbounded
 from ..flow import Flow
 from .files import safetensors
@@ -323,7 +324,8 @@ def default_weight_decay(rows: Rows) -> float:
 
 
 def default_noise(flow: nn.Module, rows: Rows) -> Tensor | None:
-    """Standard deviation of every element of x times 1 / sqrt(N), at most 0.05, for a Flow on the whole real line."""
+    """Standard deviation of every element of x times 1 / sqrt(N), at most 0.05, for a flow on the whole real line."""
+    flow = flow.flow if isinstance(flow, AugmentedFlow) else flow
     if not isinstance(flow, Flow) or not rows.count or not rows.first[0].is_floating_point():
         return None
     on_real_line = unbounded(flow.transforms.codomain)

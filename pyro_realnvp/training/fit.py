@@ -58,8 +58,9 @@ def fit(
     are left as they are.
 
     Args:
-        flow: a :class:`~pyro_realnvp.Flow`, an :class:`~pyro_realnvp.ImageFlow`, or any Module that returns the
-            log-densities (batch,) when it is called with x, or with x and a context.
+        flow: a :class:`~pyro_realnvp.Flow`, :class:`~pyro_realnvp.ImageFlow` or
+            :class:`~pyro_realnvp.AugmentedFlow`, or any Module that returns the log-densities (batch,) when it is
+            called with x, or with x and a context.
         x: events (N, \\*event_shape); a tuple (x, context); or a DataLoader of either, whose batches are then used. The
             second part of its batches is always the context: labels of an unconditional flow must be left out.
         context: (N, \\*context_shape), if x is not a pair.
@@ -72,7 +73,8 @@ def fit(
         weight_decay: of AdamW, for the matrices and kernels; biases and scales are not decayed. None: 30 / N, at most
             0.1 and at least 0.
         noise: standard deviation of Gaussian noise that is added to x at every step, in the units of x. None, for a
-            Flow on the whole real line: the standard deviation of each element times min(0.05, 1 / sqrt(N)); else 0.
+            Flow or AugmentedFlow on the whole real line: the standard deviation of each element times
+            min(0.05, 1 / sqrt(N)); else 0.
         patience: number of intervals without a lower validation loss that ends the training. None: 10 if neither steps
             nor epochs are given; else there is no early end, and the best state is kept all the same.
         interval: steps between validations; an epoch by default, and at least 50.
