@@ -3,6 +3,8 @@
 from typing import Any
 
 from ._deprecated import deprecated
+from .augmentation import Augmented
+from .augmented_flow import AugmentedFlow
 from .bases import Base, DiagonalNormal, MixedBase, MixtureBase, StandardLogistic, StandardNormal, StudentTBase
 from .bijections.bijection import Bijection, Conditioned, Inverse
 from .bijections.chain import Chain
@@ -59,7 +61,7 @@ __all__ = [  # noqa: RUF022  # in the order in which a user meets them
     "realnvp_transforms", "nice_transforms", "glow_transforms", "flowpp_transforms", "flowpp_dequantizer",
     "spline_transforms",
     "Flow", "Base", "StandardNormal", "StandardLogistic", "DiagonalNormal", "StudentTBase", "MixtureBase", "MixedBase",
-    "ImageFlow", "Dequantized", "bits_per_dim",
+    "ImageFlow", "Dequantized", "bits_per_dim", "AugmentedFlow", "Augmented",
     # training
     "fit", "History", "save", "load", "Checkpoint", "recompute", "rebuild", "synchronize", "recalibrate",
     "diagnose", "Diagnosis",

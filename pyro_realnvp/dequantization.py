@@ -4,24 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
-from pyro import distributions as dist
 from torch import Size, Tensor
 from torch.distributions import Distribution, constraints
 
 from ._runtime.arguments import shown
 from ._runtime.checks import count_of
+from .auxiliary import AuxiliaryBound, Conditional, check_density, dtype_of
 
 
-class Conditional(Protocol):
-    """A conditional distribution in the sense of Pyro; a conditional :class:`~pyro_realnvp.Flow` is one."""
-
-    def condition(self, context: Tensor) -> Distribution: ...
-
-
-class Dequantized(dist.TorchDistribution):
+class Dequantized(AuxiliaryBound):
     """The distribution over integer images that a density on the unit cube induces. Theis et al. (2016).
 
         P(k) = integral over u in [0, 1)^D of p((k + u) / levels) / levels^D
@@ -45,8 +39,6 @@ class Dequantized(dist.TorchDistribution):
             0 and levels - 1.
     """
 
-    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
-
     def __init__(
         self,
         density: Distribution,
@@ -56,46 +48,34 @@ class Dequantized(dist.TorchDistribution):
         num_samples: int = 1,
         validate_args: bool | None = None,
     ) -> None:
-        if not isinstance(density, Distribution):
-            raise ValueError(f"Dequantized needs a distribution as density, but got {shown(density)}.")
+        check_density("Dequantized", density)
         if dequantizer is not None and not callable(getattr(dequantizer, "condition", None)):
             raise ValueError(
                 f"Dequantized needs a conditional distribution or Flow as dequantizer, but got {shown(dequantizer)}."
             )
-        self.density = density
         self.levels = count_of("levels of Dequantized", levels, 2)
         self.dequantizer = dequantizer
-        self.num_samples = count_of("num_samples of Dequantized", num_samples)
-        super().__init__(density.batch_shape, density.event_shape, validate_args=validate_args)
+        super().__init__(density, density.event_shape, num_samples, validate_args=validate_args)
 
     @constraints.dependent_property(is_discrete=True)
     def support(self) -> constraints.Constraint:
         return constraints.independent(constraints.integer_interval(0, self.levels - 1), len(self.event_shape))
 
-    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> Dequantized:
-        new = self._get_checked_instance(Dequantized, _instance)
-        new.density = self.density.expand(Size(batch_shape))
-        new.levels, new.dequantizer, new.num_samples = self.levels, self.dequantizer, self.num_samples
-        super(Dequantized, new).__init__(Size(batch_shape), self.event_shape, validate_args=False)
-        new._validate_args = self._validate_args
-        return new
-
     def log_prob(self, value: Tensor) -> Tensor:
         """A lower bound, in expectation, on the log-probability of integer images (\\*batch, \\*event_shape)."""
         if self._validate_args and not torch.compiler.is_compiling():  # a compiled graph cannot branch on data
             self._check(value)
-        k = value.to(_dtype_of(self.density))
-        batch = torch.broadcast_shapes(k.shape[: k.dim() - len(self.event_shape)], self.batch_shape)
-        draws = k.expand(self.num_samples, *batch, *self.event_shape) if self.num_samples > 1 else k
+        bound = self._bound(value.to(dtype_of(self.density)))
+        return bound - self.event_shape.numel() * math.log(self.levels)
+
+    def _log_weight(self, k: Tensor) -> Tensor:
         if self.dequantizer is None:
-            log_prob: Tensor = self.density.log_prob((draws + torch.rand_like(draws)) / self.levels)
-        else:
-            q = self.dequantizer.condition(draws / self.levels - 0.5)
-            u = q.rsample()
-            log_prob = self.density.log_prob((draws + u) / self.levels) - q.log_prob(u)
-        if self.num_samples > 1:
-            log_prob = log_prob.logsumexp(0) - math.log(self.num_samples)
-        return log_prob - self.event_shape.numel() * math.log(self.levels)
+            log_p: Tensor = self.density.log_prob((k + torch.rand_like(k)) / self.levels)
+            return log_p
+        q = self.dequantizer.condition(k / self.levels - 0.5)
+        u = q.rsample()
+        log_weight: Tensor = self.density.log_prob((k + u) / self.levels) - q.log_prob(u)
+        return log_weight
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Integer images (\\*sample_shape, \\*batch_shape, \\*event_shape) as int64."""
@@ -117,15 +97,6 @@ class Dequantized(dist.TorchDistribution):
         if bad.any():
             culprit = number[bad].flatten()[0].item()
             raise ValueError(f"Dequantized expects integers from 0 to {self.levels - 1}, but got {culprit:g}.")
-
-
-def _dtype_of(density: Distribution) -> torch.dtype:
-    """Returns the dtype of the density's own parameters, in which pixels and noise are computed."""
-    while hasattr(density, "base_dist"):
-        density = density.base_dist
-    parameters = (getattr(density, name, None) for name in density.arg_constraints)
-    found = (value.dtype for value in parameters if isinstance(value, Tensor) and value.is_floating_point())
-    return next(found, torch.get_default_dtype())
 
 
 class BitsPerDim(NamedTuple):

@@ -168,7 +168,7 @@ class _Reader:
     def _called(self, name: str, arguments: Mapping[str, Any]) -> Any:
         function = self._marked(name)
         for key, value in arguments.items():
-            if isinstance(value, Base) and key != "base":
+            if isinstance(value, Base) and (name, key) not in (("Flow", "base"), ("AugmentedFlow", "noise")):
                 raise ValueError(f"{name} takes no {type(value).__name__} as {key}.")
         return function(**arguments)
 

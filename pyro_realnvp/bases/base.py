@@ -39,6 +39,10 @@ class Base(nn.Module):
     def forward(self, context: Tensor | None = None) -> dist.Distribution:
         """Returns the distribution, with the batch shape of the context."""
 
+    def condition(self, context: Tensor) -> dist.Distribution:
+        """Returns the distribution given a context, under the name that Pyro's conditional distributions use."""
+        return self(context)
+
     def log_prob(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Computes log p(z | context) in nats, of shape (\\*batch), for z (\\*batch, \\*event_shape)."""
         distribution = self(context)

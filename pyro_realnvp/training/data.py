@@ -14,6 +14,7 @@ from torch import Size, Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, random_split
 
 from .._runtime.checks import at_least
+from ..augmented_flow import AugmentedFlow
 from ..bijections.support import unbounded
 from ..flow import Flow
 from .files import safetensors
@@ -323,10 +324,11 @@ def default_weight_decay(rows: Rows) -> float:
 
 
 def default_noise(flow: nn.Module, rows: Rows, *, anneals: bool) -> Tensor | None:
-    """Returns the noise of a Flow on the whole real line: a share of the standard deviation of every element of x.
+    """Returns the noise of a flow on the whole real line: a share of the standard deviation of every element of x.
 
     It is 1 / sqrt(N), at most 0.05; or the start of an annealing, from more than any data should need.
     """
+    flow = flow.flow if isinstance(flow, AugmentedFlow) else flow
     if not isinstance(flow, Flow) or not rows.count or not rows.first[0].is_floating_point():
         return None
     on_real_line = unbounded(flow.transforms.codomain)

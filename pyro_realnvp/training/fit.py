@@ -59,8 +59,9 @@ def fit(
     are left as they are.
 
     Args:
-        flow: a :class:`~pyro_realnvp.Flow`, an :class:`~pyro_realnvp.ImageFlow`, or any Module that returns the
-            log-densities (batch,) when it is called with x, or with x and a context.
+        flow: a :class:`~pyro_realnvp.Flow`, :class:`~pyro_realnvp.ImageFlow` or
+            :class:`~pyro_realnvp.AugmentedFlow`, or any Module that returns the log-densities (batch,) when it is
+            called with x, or with x and a context.
         x: events (N, \\*event_shape); a tuple (x, context); or a DataLoader of either, whose batches are then used. The
             second part of its batches is always the context: labels of an unconditional flow must be left out.
         context: (N, \\*context_shape), if x is not a pair.
@@ -73,10 +74,10 @@ def fit(
         weight_decay: of AdamW, for the matrices and kernels; biases and scales are not decayed. None: 30 / N, at most
             0.1 and at least 0.
         noise: standard deviation of Gaussian noise that is added to x at every step, in the units of x. None, for a
-            Flow on the whole real line: in units of the standard deviation of each element, min(0.05, 1 / sqrt(N)) if
-            steps or epochs are given; else it begins at min(0.3, 4 / sqrt(N)), and whenever ``patience`` is exhausted,
-            the training goes back to the best state and on with half the noise, as long as that helps. For other
-            flows, 0.
+            Flow or AugmentedFlow on the whole real line: in units of the standard deviation of each element,
+            min(0.05, 1 / sqrt(N)) if steps or epochs are given; else it begins at min(0.3, 4 / sqrt(N)), and whenever
+            ``patience`` is exhausted, the training goes back to the best state and on with half the noise, as long as
+            that helps. For other flows, 0.
         patience: number of intervals without a lower validation loss that ends the training (but see ``noise``). None:
             10 if neither steps nor epochs are given; else there is no early end, and the best state is kept all the
             same.

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..augmented_flow import AugmentedFlow
 from ..bases import Base
 from ..flow import Flow
 from ..image_flow import ImageFlow
@@ -175,7 +176,7 @@ def _log_density(flow: nn.Module, x: Tensor, *context: Tensor) -> Tensor:
 
 def _initialize(flow: nn.Module, batch: Batch) -> None:
     """Initialises ActNorm layers from the first batch."""
-    if isinstance(flow, Flow | ImageFlow):
+    if isinstance(flow, Flow | ImageFlow | AugmentedFlow):
         flow.initialize(*batch)
     elif any(isinstance(module, ChannelNorm) and not module.is_fixed for module in flow.modules()):
         with torch.no_grad():
