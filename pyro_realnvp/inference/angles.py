@@ -56,8 +56,8 @@ def angles_of(guide: AutoContinuous, names: Iterable[str] | None) -> list[int]:
 
 
 def _is_angular(fn: Any) -> bool:
-    while isinstance(fn, (*_WRAPPERS, distributions.MixtureSameFamily)):
-        fn = fn.component_distribution if isinstance(fn, distributions.MixtureSameFamily) else fn.base_dist
+    while isinstance(fn, _WRAPPERS):
+        fn = fn.base_dist
     return isinstance(fn, _ANGULAR)
 
 

@@ -20,6 +20,7 @@ from ..bijections.support import box, events
 # The deviation of an angle of the base, at least: with it next to nothing lies on the other side of the circle, where
 # cosine and sine of an angle do not tell how far it is.
 _NARROWEST = 0.6
+_PROJECTED = 0.66  # deviation of 2 tan(x / 2) where x has that one, but for the far tails
 
 
 @recorded
@@ -28,7 +29,7 @@ class FixedMixed(Bijection):
 
     The real coordinates are mapped to loc + L x, as by :class:`FixedAffine`, and an angle x in [-pi, pi) to
 
-        y = loc + 2 arctan(r tan(x / 2)) modulo 2 pi,   r = min(1, s / 0.6)
+        y = loc + 2 arctan(r tan(x / 2)) modulo 2 pi,   r = min(1, s / 0.66)
 
     with s its element of the diagonal of L, as :class:`CircularAffine` does. Of an angle of :meth:`base`, with
     the deviation max(s, 0.6), it makes one with the deviation s, or close to uniform for large s. The constants are
@@ -94,7 +95,7 @@ class FixedMixed(Bijection):
 
     @property
     def _narrowing(self) -> Tensor:
-        return (self._diagonal / _NARROWEST).log().clamp(max=0)
+        return (self._diagonal / _PROJECTED).log().clamp(max=0)
 
     @property
     def _diagonal(self) -> Tensor:

@@ -79,8 +79,8 @@ class AutoRealNVP(AutoContinuous):
             angles :class:`~pyro_realnvp.MixedBase`, and one that is given is called with ``circular=[...]`` too.
         init_loc_fn: a per-site function from ``pyro.infer.autoguide.initialization``; ``init_to_median`` by default.
         init_scale: standard deviation of every unconstrained latent at the start; 0.1 by default.
-        circular: names of the sites with real support that are angles: every site that is, or is made of, a
-            ``VonMises``, ``SineBivariateVonMises`` or ``SineSkewed`` by default, and none with an empty list.
+        circular: names of the sites with real support that are angles: every site with a ``VonMises``,
+            ``SineBivariateVonMises`` or ``SineSkewed`` distribution by default, and none with an empty list.
         name: of the guide, and of its parameters in Pyro's global store. Guides of one process whose parameters are
             in the store at the same time need different names. A guide that was saved whole by ``torch.save`` has its
             name when it is loaded; where that is taken by the first call, it goes on as ``<name>_2``, ``<name>_3``, ...
