@@ -214,7 +214,7 @@ class AutoRealNVP(AutoContinuous):
 
     def _build(self, loc: Tensor, scale: Tensor, init_scale: float, angles: list[int]) -> None:
         shape, options = Size(loc.shape), {"circular": angles} if angles else {}
-        layers = self._transforms(shape[0], **options)
+        layers = built_by("transforms", self._transforms, shape[0], kind=Iterable, **options)
         chain = Chain([*layers, *last_layers(loc, scale, init_scale, angles)], shape).to(loc)
         if isinstance(chain[-1], FixedMixed) and self._make_base is StandardNormal:
             base = chain[-1].base()
