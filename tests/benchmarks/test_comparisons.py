@@ -8,6 +8,7 @@ import torch
 
 import densities
 import tables
+from pyro_realnvp.testing import randomize
 
 from shared.planar import TARGETS, Curve
 
@@ -36,8 +37,8 @@ def test_the_rule_along_a_curve_has_converged(name):
 
 
 def test_flows_in_the_plane_are_of_equal_size_and_are_not_trained_twice(tmp_path, capsys):
-    sizes = [densities.parameters_of(densities.of_equal_size(name)) for name in ("spline", "affine")]
-    assert sizes[1] == pytest.approx(sizes[0], rel=0.05)
+    sizes = [densities.parameters_of(densities.of_equal_size(name)) for name in ("spline", "affine", "augmented")]
+    assert sizes[1:] == pytest.approx([sizes[0]] * 2, rel=0.05)
     arguments = ["--targets", "rings", "--steps", "30", "--batch", "64", "--out", str(tmp_path)]
     densities.main(arguments)
     densities.main(arguments)
@@ -46,6 +47,23 @@ def test_flows_in_the_plane_are_of_equal_size_and_are_not_trained_twice(tmp_path
     assert all(0 < float(row["kl"]) < 2 for row in rows)
     assert (tmp_path / "densities.png").stat().st_size > 5000
     assert capsys.readouterr().out.count("rings, spline, seed 0: KL") == 1
+
+
+def test_the_gap_of_a_bound_is_found_by_quadrature():
+    torch.manual_seed(0)
+    target, flow = TARGETS["two-moons"], densities.augmented(8)
+    with torch.no_grad():
+        assert densities.gap_of_bound(target, flow, points=20) == pytest.approx(0, abs=1e-4)  # e is independent of x
+        randomize(flow.flow)
+        one, many = (flow.distribution(num_samples=count).log_prob for count in (1, 1000))
+        x = target.sample(500)
+        expected = float((many(x) - one(x)).mean())
+        assert expected > 0.05
+        densities.NOISE_DRAWS, kept = 1, densities.NOISE_DRAWS
+        try:
+            assert densities.gap_of_bound(target, flow, points=300) == pytest.approx(expected, rel=0.5)
+        finally:
+            densities.NOISE_DRAWS = kept
 
 
 def test_tables_are_compared_fold_by_fold(tmp_path, monkeypatch, capsys):
