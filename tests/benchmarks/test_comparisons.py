@@ -8,7 +8,6 @@ import torch
 
 import densities
 import tables
-from pyro_realnvp.testing import randomize
 
 from shared.planar import TARGETS, Curve
 
@@ -53,15 +52,16 @@ def test_the_gap_of_a_bound_is_found_by_quadrature():
     torch.manual_seed(0)
     target, flow = TARGETS["two-moons"], densities.augmented(8)
     with torch.no_grad():
-        assert densities.gap_of_bound(target, flow, points=20) == pytest.approx(0, abs=1e-4)  # e is independent of x
-        randomize(flow.flow)
+        assert densities.gap_of_bound(target, flow, points=5, side=121) == pytest.approx(0, abs=1e-4)  # e is independent of x
+        for parameter in flow.flow.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
         one, many = (flow.distribution(num_samples=count).log_prob for count in (1, 1000))
         x = target.sample(500)
         expected = float((many(x) - one(x)).mean())
-        assert expected > 0.05
+        assert 0.02 < expected < 2
         densities.NOISE_DRAWS, kept = 1, densities.NOISE_DRAWS
         try:
-            assert densities.gap_of_bound(target, flow, points=300) == pytest.approx(expected, rel=0.5)
+            assert densities.gap_of_bound(target, flow, points=100, side=121) == pytest.approx(expected, rel=0.5)
         finally:
             densities.NOISE_DRAWS = kept
 
