@@ -65,6 +65,7 @@ from pyro_realnvp import (
 )
 from pyro_realnvp.inference.default_flow import default_transforms
 from pyro_realnvp.inference.fixed_mixed import FixedMixed
+from pyro_realnvp.inference.quantile_spline import QuantileSpline
 from pyro_realnvp.networks.convnet import ZeroConv
 
 mlp = partial(MLP, hidden=(8,))
@@ -267,6 +268,8 @@ ZOO = {
     "circular-elementwise": lambda: Elementwise((2, 1, 2), CircularSpline(4)),
     "circular-elementwise-1": lambda: Elementwise((1,), CircularSpline(8)),
     "circular-inverse": lambda: split((4,), net=reading([0, 1]), transformer=CircularSpline(3)).inv,
+    "circular-quantile": lambda: split((4,), net=reading([0, 1]), transformer=QuantileSpline()),
+    "circular-quantile-elementwise": lambda: Elementwise((2, 1, 2), QuantileSpline(3)),
     "circular-affine": lambda: split((4,), net=reading([0, 1]), transformer=CircularAffine()),
     "circular-affine-function": lambda: Elementwise((2, 1, 2), CircularAffine(torch.tanh)),
     "interval": lambda: split((4,), net=reading(intervals=[(0, 0.0, 1.0), (1, 0, 1)]), transformer=IntervalSpline()),
@@ -422,6 +425,7 @@ ZOO = {
         realnvp_transforms(5, couplings=2, net=partial(mlp, gain=0.5, skip=0.2), context_dim=2)
     ),
     "guide": lambda: Chain(default_transforms(5)),
+    "guide-angles": lambda: Chain(default_transforms(5, [0, 3, 4])),
     "realnvp-image": lambda: prime(Chain(realnvp_transforms((1, 4, 4), net=resnet))),
     "realnvp-image-1-scale": lambda: prime(Chain(realnvp_transforms((3, 3, 2), scales=1, net=resnet))),
     "realnvp-image-3-scales": lambda: prime(Chain(realnvp_transforms((1, 4, 8), scales=3, net=resnet))),

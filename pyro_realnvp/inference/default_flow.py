@@ -4,16 +4,15 @@ from collections.abc import Sequence
 
 from .._runtime.coordinates import Coordinate, coordinates_of
 from ..bijections.bijection import Bijection
-from ..bijections.circular import CircularSpline
 from ..bijections.coupling import Elementwise
 from ..bijections.linear import Permute
 from ..bijections.mixture import MixtureLogistic
 from ..bijections.transformers import Affine, SoftClipLogScale, Transformer
 from ..families.assembly import latent_to_data
 from ..families.mixed import mixed_couplings
+from .quantile_spline import QuantileSpline
 from .steady import SteadyMLP
 
-_BINS = 4  # few, as what a bin learns where the posterior has little mass is noise
 _BOUND = 1.0  # of the logarithm of the scale of a coupling
 
 
@@ -22,7 +21,7 @@ def default_transforms(dim: int, circular: Sequence[int] = ()) -> list[Bijection
 
     Without the shuffles two latents in one half, as the scale of a hierarchy and its groups, would never meet in a
     coupling. One latent gets a mixture of logistics, in the direction that needs no search. Angles get splines of the
-    circle in place of affine maps, and networks read their cosine and sine.
+    circle (:class:`QuantileSpline`) in place of affine maps, and networks read their cosine and sine.
 
     From a start far narrower than the posterior all couplings widen at once, and each reads what the last one widened.
     So that this does not run away at a usual learning rate, the networks answer slowly to Adam (:class:`SteadyMLP`),
@@ -37,9 +36,7 @@ def default_transforms(dim: int, circular: Sequence[int] = ()) -> list[Bijection
     where = coordinates_of("default_transforms", dim, circular, ())
     if dim == 1:
         return [
-            Elementwise((1,), CircularSpline(_BINS)).inv
-            if circular
-            else Elementwise((1,), MixtureLogistic(components=8))
+            Elementwise((1,), QuantileSpline()).inv if circular else Elementwise((1,), MixtureLogistic(components=8))
         ]
     shuffled = [*range(0, dim, 2), *range(1, dim, 2)]
     back = sorted(range(dim), key=shuffled.__getitem__)
@@ -56,4 +53,4 @@ def default_transforms(dim: int, circular: Sequence[int] = ()) -> list[Bijection
 
 
 def _transformer(where: Coordinate) -> Transformer:
-    return CircularSpline(_BINS) if where.circular else Affine(SoftClipLogScale(_BOUND))
+    return QuantileSpline() if where.circular else Affine(SoftClipLogScale(_BOUND))
