@@ -63,8 +63,10 @@ from pyro_realnvp import (
     recompute,
     spline_transforms,
 )
+from pyro_realnvp.inference.affine_couplings import AffineCouplings
 from pyro_realnvp.inference.default_flow import default_transforms
 from pyro_realnvp.inference.fixed_mixed import FixedMixed
+from pyro_realnvp.inference.learned_affine import LearnedAffine
 from pyro_realnvp.inference.quantile_spline import QuantileSpline
 from pyro_realnvp.networks.convnet import ZeroConv
 
@@ -425,6 +427,8 @@ ZOO = {
         realnvp_transforms(5, couplings=2, net=partial(mlp, gain=0.5, skip=0.2), context_dim=2)
     ),
     "guide": lambda: Chain(default_transforms(5)),
+    "guide-couplings": lambda: AffineCouplings(4, pairs=2, skip=False),
+    "guide-affine": lambda: LearnedAffine((3,)),
     "guide-angles": lambda: Chain(default_transforms(5, [0, 3, 4])),
     "realnvp-image": lambda: prime(Chain(realnvp_transforms((1, 4, 4), net=resnet))),
     "realnvp-image-1-scale": lambda: prime(Chain(realnvp_transforms((3, 3, 2), scales=1, net=resnet))),

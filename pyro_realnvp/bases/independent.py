@@ -12,7 +12,7 @@ from .._runtime.construction import recorded
 from .base import Base, Events, LinearInContext
 
 
-class _UnitNormal(dist.Normal):
+class UnitNormal(dist.Normal):
     """A Normal whose loc and scale are known to be 0 and 1: a third of the passes over the value."""
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -35,7 +35,7 @@ class StandardNormal(Base):
 
     def forward(self, context: Tensor | None = None) -> dist.Distribution:
         zeros = self.zero.expand(self.event_shape)
-        return Events(_UnitNormal(zeros, zeros + 1, validate_args=False), len(self.event_shape))
+        return Events(UnitNormal(zeros, zeros + 1, validate_args=False), len(self.event_shape))
 
     def log_prob(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         # Without making a distribution, which takes as long as a small coupling.

@@ -62,6 +62,7 @@ class Chain(Composite):
         self._takes_context = any(conditional)
         self._conditional = conditional if self._takes_context else [True] * len(parts)
         super().__init__(first, shape, cache_size=cache_size)
+        self._known_constraints: dict[bool, constraints.Constraint] = {}
         for index, part in enumerate(parts):
             self.add_module(str(index), part)
 
@@ -74,6 +75,12 @@ class Chain(Composite):
         return self._takes_context
 
     def _constraint(self, *, output: bool) -> constraints.Constraint:
+        # Remembered: torch asks for it 25 times as it makes a distribution.
+        if output not in self._known_constraints:
+            self._known_constraints[output] = self._find_constraint(output=output)
+        return self._known_constraints[output]
+
+    def _find_constraint(self, *, output: bool) -> constraints.Constraint:
         dims = len(self.output_shape if output else self.event_shape)
         parts = self.bijections[::-1] if output else self.bijections
         index = next((i for i, part in enumerate(parts) if not part.rearranges), 0)  # what bounds the elements
@@ -105,6 +112,10 @@ class Chain(Composite):
                 log_dets += found
             start = end
         return x, sum(log_dets[1:], log_dets[0])
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Bijection:
+        self._known_constraints.clear()  # bounds are on the device of the parts
+        return super()._apply(fn, recurse)
 
     def __len__(self) -> int:
         return len(self._modules)

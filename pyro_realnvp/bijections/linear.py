@@ -88,6 +88,14 @@ class FixedAffine(Bijection):
         x = torch.linalg.solve_triangular(self.scale, y.unsqueeze(-1), upper=False)
         return x.squeeze(-1), -self._log_det(y)
 
+    def forward_and_score(self, x: Tensor, score: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Also maps the gradient of log q(x) to that of the log-density of y at y: L^-T score, (\\*batch, D)."""
+        y, log_det = self.forward_and_log_det(x)
+        if self.scale.dim() == 1:
+            return y, log_det, score / self.scale
+        rows = score.reshape(-1, score.shape[-1])
+        return y, log_det, torch.linalg.solve_triangular(self.scale, rows, upper=False, left=False).view(score.shape)
+
     @property
     def _diagonal(self) -> Tensor:
         return self.scale if self.scale.dim() == 1 else self.scale.diagonal()

@@ -22,6 +22,7 @@ from ..bijections.per_coordinate import PerCoordinate
 from ..bijections.support import unbounded
 from ..bijections.transformers import Affine
 from .fixed_mixed import FixedMixed
+from .learned_affine import LearnedAffine
 from .warm_start import Gaussian, LogDensity
 
 _ANGULAR = (distributions.VonMises, dist.SineBivariateVonMises, dist.SineSkewed)
@@ -69,11 +70,11 @@ def last_layers(loc: Tensor, scale: Tensor, init_scale: float, circular: Sequenc
         init_scale: the learned scale of real numbers at the start.
         circular: which of the D latents are angles.
     """
-    affine, circle = Affine(nn.Identity()), CircularAffine(nn.Identity())
     if not circular:
-        learned = Elementwise(loc.shape, affine)
+        learned: Elementwise = LearnedAffine(loc.shape)
         _set_scales(learned.theta, init_scale)
         return [learned, FixedAffine(loc, scale)]
+    affine, circle = Affine(nn.Identity()), CircularAffine(nn.Identity())
     each = PerCoordinate([circle if index in circular else affine for index in range(len(loc))])
     learned = Elementwise(loc.shape, each)
     theta: Any = learned.theta

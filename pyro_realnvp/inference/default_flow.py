@@ -10,9 +10,11 @@ from ..bijections.mixture import MixtureLogistic
 from ..bijections.transformers import Affine, SoftClipLogScale, Transformer
 from ..families.assembly import latent_to_data
 from ..families.mixed import mixed_couplings
+from .affine_couplings import AffineCouplings
 from .quantile_spline import QuantileSpline
 from .steady import SteadyMLP
 
+_SKIPPED = 1000  # latents, up to which the networks have matrices of their square
 _BOUND = 1.0  # of the logarithm of the scale of a coupling
 
 
@@ -38,13 +40,14 @@ def default_transforms(dim: int, circular: Sequence[int] = ()) -> list[Bijection
         return [
             Elementwise((1,), QuantileSpline()).inv if circular else Elementwise((1,), MixtureLogistic(components=8))
         ]
+    if not circular:
+        return [AffineCouplings(dim, skip=dim <= _SKIPPED)]
     shuffled = [*range(0, dim, 2), *range(1, dim, 2)]
     back = sorted(range(dim), key=shuffled.__getitem__)
     orders = [list(range(dim))]  # of the latents in every pair, from the data to the latent side
     for _ in range(3):
         orders.append([orders[-1][index] for index in back])
-    # Angles must meet those of the base; the elements of N(0, I) may stand in any order.
-    layers: list[Bijection] = [Permute((dim,), orders[-1])] if circular else []
+    layers: list[Bijection] = [Permute((dim,), orders[-1])]  # angles must meet those of the base
     for order in reversed(orders):
         if order is not orders[-1]:
             layers.append(Permute((dim,), shuffled))

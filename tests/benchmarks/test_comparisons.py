@@ -52,7 +52,9 @@ def test_the_gap_of_a_bound_is_found_by_quadrature():
     torch.manual_seed(0)
     target, flow = TARGETS["two-moons"], densities.augmented(8)
     with torch.no_grad():
-        assert densities.gap_of_bound(target, flow, points=5, side=121) == pytest.approx(0, abs=1e-4)  # e is independent of x
+        assert densities.gap_of_bound(target, flow, points=5, side=121) == pytest.approx(
+            0, abs=1e-4
+        )  # e is independent of x
         for parameter in flow.flow.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
         one, many = (flow.distribution(num_samples=count).log_prob for count in (1, 1000))
