@@ -18,7 +18,8 @@ class FixedLowRank(Bijection):
 
     The columns of W are orthonormal, so that the covariance of y is S (I + W diag(2c + c^2) W^T) S for x of covariance
     I, with S = diag(s): that of a factor analysis for c > 0. Time and memory are O(D k), where :class:`FixedAffine`
-    with a dense scale takes O(D^2). The constants are saved with the state and not learned. The inverse is as exact as W is orthonormal.
+    with a dense scale takes O(D^2). The constants are saved with the state and
+    not learned. The inverse is as exact as W is orthonormal.
 
     Args:
         loc: (D,).

@@ -65,23 +65,18 @@ def low_rank_gaussian(
     Returns:
         loc and s (D,), W (D, k) and c (k,), of the dtype of ``loc``.
     """
-    dim, options = len(loc), {"dtype": torch.float64, "device": loc.device}
+    dim, origin = len(loc), loc.detach().to(torch.float64)
 
     def density(x: Tensor) -> Tensor:
         return log_density(x.to(loc.dtype)).to(x)
 
-    start = LowRankGaussian(
-        loc.detach().to(torch.float64),
-        torch.full((dim,), scale, **options),
-        torch.zeros(dim, 0, **options),
-        torch.zeros(0, **options),
-    )
-    z = torch.randn(batch // 2, dim, **options)
+    start = LowRankGaussian(origin, torch.full_like(origin, scale), origin.new_zeros(dim, 0), origin.new_zeros(0))
+    z = torch.randn_like(origin.expand(batch // 2, dim))
     z = torch.cat([z, -z]) / z.square().mean(0).sqrt()
     found = [start, fitted(density, balanced(density, start, z), z, steps=steps)]
     with suppress(RuntimeError):  # of a model without second derivatives, or of an eigenvalue that is not finite
         found.append(with_directions(density, found[-1], z, min(rank, dim)))
-    fresh = torch.randn(4 * batch, dim, **options)
+    fresh = torch.randn_like(origin.expand(4 * batch, dim))
     with torch.no_grad():
         elbos = [float(density(q.draws(fresh)).mean() + q.log_det()) for q in found]
     best = max(zip(elbos, found, strict=True), key=lambda pair: pair[0] if pair[0] < math.inf else -math.inf)[1]
@@ -152,7 +147,8 @@ def with_directions(log_density: LogDensity, q: LowRankGaussian, z: Tensor, rank
         A = R (I + W diag(e - 1) W^T) R,   R = diag(r)
 
     with up to k eigenvalues e and eigenvectors W of R^-1 A R^-1 in a Krylov space, those where e - 1 - log e, twice the
-    divergence that they save, is largest and more than 0.1. r is such that the diagonal of A is ones, that of a diagonal Gaussian with
+    divergence that they save, is largest and more than 0.1. r is such
+    that the diagonal of A is ones, that of a diagonal Gaussian with
     the highest ELBO: a principal factor analysis of the precision. The covariance is S A^-1 S.
     """
     basis, images = _krylov(_curvature(log_density, q, z), torch.randn_like(q.loc), min(_KRYLOV * rank, len(q.loc)))
@@ -168,7 +164,8 @@ def with_directions(log_density: LogDensity, q: LowRankGaussian, z: Tensor, rank
         directions = torch.linalg.solve_triangular(root.T, vectors[:, chosen], upper=True)
         directions = precision.sqrt()[:, None] * (basis @ directions)
         scale = q.scale / precision.sqrt()
-        precision = 1 / (1 + directions.square() @ (values[chosen] - 1))
+        inside = precision * (directions.square() @ (values[chosen] - 1))
+        precision = (1 - inside).clamp(min=_FLATTEST)
     return LowRankGaussian(q.loc, scale, torch.linalg.qr(directions)[0], values[chosen].rsqrt() - 1)
 
 
