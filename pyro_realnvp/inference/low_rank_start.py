@@ -19,6 +19,8 @@ _ROUNDS = 4  # of L-BFGS, each in the coordinates that the last one has scaled
 _GAIN = 0.1  # nats that a round must bring for another one
 _KRYLOV = 4  # products with the Hessian per direction that is wanted
 _PASSES = 3  # of the factor analysis; many follow the noise
+_LEAST = 0.01  # part of the curvature along an axis that remains beside the directions
+_PROBES = 16
 _WORTH = 0.1  # nats, twice, that a direction must save
 _FLATTEST = 1e-6  # curvature in a direction, where 1 is that along the axes; flatter ones are noise
 
@@ -148,12 +150,13 @@ def with_directions(log_density: LogDensity, q: LowRankGaussian, z: Tensor, rank
 
     with up to k eigenvalues e and eigenvectors W of R^-1 A R^-1 in a Krylov space, those where e - 1 - log e, twice the
     divergence that they save, is largest and more than 0.1. r is such
-    that the diagonal of A is ones, that of a diagonal Gaussian with
+    that the diagonal of A is what :func:`_diagonal` finds, ones at that of a diagonal Gaussian with
     the highest ELBO: a principal factor analysis of the precision. The covariance is S A^-1 S.
     """
-    basis, images = _krylov(_curvature(log_density, q, z), torch.randn_like(q.loc), min(_KRYLOV * rank, len(q.loc)))
+    product = _curvature(log_density, q, z)
+    basis, images = _krylov(product, torch.randn_like(q.loc), min(_KRYLOV * rank, len(q.loc)))
     inner = (basis.T @ images + images.T @ basis) / 2
-    precision = torch.ones_like(q.loc)  # r^2
+    diagonal = precision = _diagonal(product, basis, images, inner)  # r^2, without directions
     for _ in range(_PASSES):
         # Of the pencil (Q^T A Q, Q^T R^2 Q), in the basis of an orthonormal R Q.
         root = torch.linalg.cholesky(basis.T @ (precision[:, None] * basis))
@@ -165,8 +168,26 @@ def with_directions(log_density: LogDensity, q: LowRankGaussian, z: Tensor, rank
         directions = precision.sqrt()[:, None] * (basis @ directions)
         scale = q.scale / precision.sqrt()
         inside = precision * (directions.square() @ (values[chosen] - 1))
-        precision = (1 - inside).clamp(min=_FLATTEST)
+        precision = (diagonal - inside).maximum(_LEAST * diagonal)
     return LowRankGaussian(q.loc, scale, torch.linalg.qr(directions)[0], values[chosen].rsqrt() - 1)
+
+
+def _diagonal(product: Callable[[Tensor], Tensor], basis: Tensor, images: Tensor, inner: Tensor) -> Tensor:
+    """Estimates the diagonal of A, given Q, A Q and Q^T A Q: what is known of it, and the rest at random signs.
+
+    It is ones where the diagonal Gaussian is the best one. With few draws of many correlated variables its scales fit
+    the draws instead. What the estimate differs from ones is shrunk by the share of its own noise, as James and Stein.
+    """
+    known = (2 * images * basis - (basis @ inner) * basis).sum(1)
+    rest = []
+    for _ in range(_PROBES):
+        v = torch.where(torch.rand_like(known) < 0.5, -1.0, 1.0).to(known)
+        inside = basis.T @ v
+        rest.append(v * (product(v) - images @ inside - basis @ (images.T @ v - inner @ inside)))
+    off = known + torch.stack(rest).mean(0) - 1
+    noise = torch.stack(rest).var(0).mean() / _PROBES
+    share = (1 - noise / off.square().mean()).nan_to_num(0).clamp(0, 1)
+    return (1 + share * off).clamp(min=_LEAST)
 
 
 def _curvature(log_density: LogDensity, q: LowRankGaussian, z: Tensor) -> Callable[[Tensor], Tensor]:

@@ -41,7 +41,7 @@ def test_a_gaussian_with_six_factors(dim):
         q = low_rank_gaussian(target.log_prob, torch.zeros(dim), 0.1, batch=32, steps=200, rank=16)
     assert ((q.loc - mean) / target.stddev).abs().max() < 0.05
     assert (deviations(q) / target.stddev - 1).abs().max() < 0.03
-    assert largest.numel <= 128 * dim  # fresh draws for the ELBO, and the Krylov space
+    assert largest.numel <= 128 * dim * 6  # the target itself, at the fresh draws of the ELBO
     x = Flow(StandardNormal(dim), [FixedLowRank(*q)]).distribution()
     draws = x.sample((500,))
     assert (x.log_prob(draws) - target.log_prob(draws)).mean() < 0.5  # nats
