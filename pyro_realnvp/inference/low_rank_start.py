@@ -19,7 +19,7 @@ _ROUNDS = 4  # of L-BFGS, each in the coordinates that the last one has scaled
 _GAIN = 0.1  # nats that a round must bring for another one
 _KRYLOV = 4  # products with the Hessian per direction that is wanted
 _PASSES = 3  # of the factor analysis; many follow the noise
-_LEAST = 0.01  # part of the curvature along an axis that remains beside the directions
+_LEAST = 0.01  # estimate of a curvature along an axis, whose noise could make it negative
 _PROBES = 16
 _WORTH = 0.1  # nats, twice, that a direction must save
 _FLATTEST = 1e-6  # curvature in a direction, where 1 is that along the axes; flatter ones are noise
@@ -167,8 +167,7 @@ def with_directions(log_density: LogDensity, q: LowRankGaussian, z: Tensor, rank
         directions = torch.linalg.solve_triangular(root.T, vectors[:, chosen], upper=True)
         directions = precision.sqrt()[:, None] * (basis @ directions)
         scale = q.scale / precision.sqrt()
-        inside = precision * (directions.square() @ (values[chosen] - 1))
-        precision = (diagonal - inside).maximum(_LEAST * diagonal)
+        precision = diagonal / (1 + directions.square() @ (values[chosen] - 1))
     return LowRankGaussian(q.loc, scale, torch.linalg.qr(directions)[0], values[chosen].rsqrt() - 1)
 
 
