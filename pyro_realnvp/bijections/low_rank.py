@@ -69,7 +69,7 @@ class FixedLowRank(Bijection):
         if not (self.stretch > -1).all():
             raise ValueError(f"FixedLowRank needs stretch > -1, but got {float(self.stretch.min())} in it.")
         gram = self.directions.T @ self.directions
-        error = (gram - torch.eye(len(gram)).to(gram)).abs()
+        error = (gram - torch.eye(len(gram), dtype=gram.dtype, device=gram.device)).abs()
         tolerance = 30 * torch.finfo(gram.dtype).eps * len(self.loc) ** 0.5
         if (error > tolerance).any():
             raise ValueError(
