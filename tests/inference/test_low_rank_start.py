@@ -121,7 +121,7 @@ def test_the_guide_of_a_hierarchy_starts_near_its_posterior(centred):
     assert largest.numel < 200 * len(data[0]) < found.latent_dim**2
     value = elbo(model, found, data)
     assert value > elbo(model, blind, data) + 1000
-    # The log-density of the data at the best diagonal Gaussian of 10,000 steps is about -9832.
+    # The ELBO of the start was -9831.4 to -9832.4 in either form; 264 steps of the default flow reached -9831.2.
     assert value > -9836
 
 
