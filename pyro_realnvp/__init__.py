@@ -16,6 +16,7 @@ from .bijections.interval import IntervalSpline
 from .bijections.lift import Lift
 from .bijections.linear import FixedAffine, InvertibleConv1x1, Permute, Scale
 from .bijections.logit import Logit
+from .bijections.low_rank import FixedLowRank
 from .bijections.masks import alternating, channelwise, checkerboard
 from .bijections.mixture import MixtureLogistic
 from .bijections.multiscale import FactorOut, Halves, Sandwich, Squeeze, SqueezeCheckerboard, SqueezeColumns
@@ -76,8 +77,8 @@ __all__ = [  # noqa: RUF022  # in the order in which a user meets them
     "SplitCoupling", "MaskedCoupling", "Elementwise", "checkerboard", "channelwise", "alternating",
     "Transformer", "Affine", "TanhLogScale", "SigmoidLogScale", "SoftClipLogScale", "Additive", "MixtureLogistic",
     "RationalQuadratic", "CircularSpline", "CircularAffine", "IntervalSpline", "PerCoordinate",
-    "ActNorm", "BatchNorm", "InvertibleConv1x1", "Scale", "Permute", "FixedAffine", "standardized_from", "Logit",
-    "Squeeze", "SqueezeColumns", "SqueezeCheckerboard", "Sandwich", "FactorOut", "Halves",
+    "ActNorm", "BatchNorm", "InvertibleConv1x1", "Scale", "Permute", "FixedAffine", "FixedLowRank", "standardized_from",
+    "Logit", "Squeeze", "SqueezeColumns", "SqueezeCheckerboard", "Sandwich", "FactorOut", "Halves",
 ]
 # fmt: on
 

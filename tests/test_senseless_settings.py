@@ -10,6 +10,7 @@ from pyro_realnvp import (
     BatchNorm,
     DiagonalNormal,
     FixedAffine,
+    FixedLowRank,
     Flow,
     MixtureBase,
     Permute,
@@ -100,6 +101,27 @@ def test_numbers_that_make_sense():
 )
 def test_constants_of_an_affine_map(loc, scale, culprit, value):
     raises_one_sentence(lambda: FixedAffine(torch.tensor(loc), torch.tensor(scale)), "FixedAffine", culprit, value)
+
+
+@pytest.mark.parametrize(
+    ("changed", "culprit", "value"),
+    [
+        ({"loc": [0.0, NAN]}, "loc", "nan"),
+        ({"loc": [0.0]}, "loc and scale", r"\(1,\)"),
+        ({"scale": [1.0, 0.0]}, "positive scale", r"0\.0"),
+        ({"scale": [1.0, INF]}, "scale", "inf"),
+        ({"directions": [[1.0], [1.0]]}, "orthonormal", "1"),
+        ({"directions": [1.0, 0.0]}, "directions", r"\(2,\)"),
+        ({"directions": [[1.0], [NAN]]}, "directions", "nan"),
+        ({"stretch": [-1.0]}, "stretch", r"-1\.0"),
+        ({"stretch": [1.0, 1.0]}, "stretch", r"\(2,\)"),
+        ({"directions": [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]], "stretch": [1.0, 1.0, 1.0]}, "k <= D", r"\(2, 3\)"),
+    ],
+)
+def test_constants_of_a_low_rank_map(changed, culprit, value):
+    constants = {"loc": [0.0, 0.0], "scale": [1.0, 1.0], "directions": [[1.0], [0.0]], "stretch": [1.0]}
+    tensors = {name: torch.tensor(values) for name, values in (constants | changed).items()}
+    raises_one_sentence(lambda: FixedLowRank(**tensors), "FixedLowRank", culprit, value)
 
 
 @pytest.mark.parametrize(

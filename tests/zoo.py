@@ -29,6 +29,7 @@ from pyro_realnvp import (
     Elementwise,
     FactorOut,
     FixedAffine,
+    FixedLowRank,
     GatedAttention,
     GatedConvs,
     Halves,
@@ -315,6 +316,14 @@ ZOO = {
     "standardized-dense": lambda: FixedAffine(
         torch.randn(4), torch.randn(4, 4).tril(-1) + torch.diag(0.5 + torch.rand(4))
     ),
+    "low-rank": lambda: FixedLowRank(
+        torch.randn(4),
+        0.1 + torch.rand(4),
+        torch.tensor([[0.5, 0.5], [0.5, -0.5], [0.5, 0.5], [0.5, -0.5]]),  # orthonormal in every dtype
+        torch.tensor([3.0, -0.7]),
+    ),
+    "low-rank-1": lambda: FixedLowRank(torch.randn(1), torch.full((1,), 0.3), torch.ones(1, 1), torch.full((1,), 2.0)),
+    "low-rank-0": lambda: FixedLowRank(torch.randn(3), 0.1 + torch.rand(3), torch.zeros(3, 0), torch.zeros(0)),
     "fixed-mixed": lambda: FixedMixed(
         torch.randn(4),
         torch.diag(0.5 + torch.rand(4)).index_put((torch.tensor(3), torch.tensor(1)), torch.tensor(0.7)),

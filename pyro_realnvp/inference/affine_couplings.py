@@ -205,7 +205,7 @@ class _Draw(torch.autograd.Function):
         return y, log_det, score
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         f: AffineCouplings = ctx.f
         total = torch.empty_like(f.weights)

@@ -11,17 +11,15 @@ from typing import Any
 import torch
 from pyro import distributions as dist
 from pyro.infer.autoguide.guides import AutoContinuous
-from torch import Tensor, distributions, nn
+from torch import Size, Tensor, distributions, nn
 
 from ..bijections.bijection import Bijection
 from ..bijections.circular import wrap
 from ..bijections.circular_affine import CircularAffine
 from ..bijections.coupling import Elementwise
-from ..bijections.linear import FixedAffine
 from ..bijections.per_coordinate import PerCoordinate
 from ..bijections.support import unbounded
 from ..bijections.transformers import Affine
-from .fixed_mixed import FixedMixed
 from .learned_affine import LearnedAffine
 from .warm_start import Gaussian, LogDensity
 
@@ -62,26 +60,26 @@ def _is_angular(fn: Any) -> bool:
     return isinstance(fn, _ANGULAR)
 
 
-def last_layers(loc: Tensor, scale: Tensor, init_scale: float, circular: Sequence[int]) -> list[Bijection]:
-    """Builds the last two layers of a guide: learned scales and shifts, and the constants behind them.
+def learned_layer(shape: Size, init_scale: float, circular: Sequence[int]) -> Bijection:
+    """Builds the last layer but one of a guide: learned scales and shifts.
 
     Args:
-        loc, scale: the constants, (D,) and (D,) or (D, D).
+        shape: (D,).
         init_scale: the learned scale of real numbers at the start.
         circular: which of the D latents are angles.
     """
     if not circular:
-        learned: Elementwise = LearnedAffine(loc.shape)
+        learned: Elementwise = LearnedAffine(shape)
         _set_scales(learned.theta, init_scale)
-        return [learned, FixedAffine(loc, scale)]
+        return learned
     affine, circle = Affine(nn.Identity()), CircularAffine(nn.Identity())
-    each = PerCoordinate([circle if index in circular else affine for index in range(len(loc))])
-    learned = Elementwise(loc.shape, each)
+    each = PerCoordinate([circle if index in circular else affine for index in range(shape[0])])
+    learned = Elementwise(shape, each)
     theta: Any = learned.theta
     for transformer, part in zip(each.transformers, each.parts(theta, -1), strict=True):
         if transformer is affine:
             _set_scales(part, init_scale)
-    return [learned, FixedMixed(loc, scale, circular)]
+    return learned
 
 
 @torch.no_grad()

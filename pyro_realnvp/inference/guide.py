@@ -5,11 +5,9 @@ from __future__ import annotations
 import copy
 import itertools
 import uuid
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import pyro
 import torch
 from pyro import distributions as dist
 from pyro import poutine
@@ -21,18 +19,18 @@ from torch.distributions import Transform
 from .._runtime.batch_statistics import hold_statistics
 from .._runtime.checks import built_by
 from ..bases import Base, StandardNormal
+from ..bijections.bijection import Bijection
 from ..bijections.chain import Chain
 from ..flow import Flow
-from .angles import Chart, angles_of, last_layers, quantiles_of
+from .angles import angles_of, learned_layer, quantiles_of
 from .default_flow import default_transforms
 from .fixed_mixed import FixedMixed
 from .param_store import register
 from .path_gradient import PathGradientDistribution
-from .sites import constrained, log_joint, log_joints, median_or_feasible, plate_nesting
-from .warm_start import best_gaussian
+from .sites import constrained, median_or_feasible
+from .start import fixed_layer, found_start, plain_start
 
 _QUANTILE_DRAWS = 20_000
-_MAX_DENSE = 256  # beyond it a covariance is expensive to fit, and the guide starts as a diagonal Gaussian
 
 _copies = itertools.count(1)
 
@@ -46,9 +44,12 @@ class AutoRealNVP(AutoContinuous):
     ``L`` are constants found when the guide first sees the model: the Gaussian with the highest ELBO among a few that
     match the gradients of the log-density (:mod:`pyro_realnvp.inference.warm_start`; a few hundred batches of
     gradients, in one vectorised run of the model each, and with a warning fewer where the model cannot be vectorised).
-    SVI then starts from a good Gaussian in whitened coordinates, where one learning rate suits most models. With
-    ``init_loc_fn`` or ``init_scale``, and for more than 256 latents, the guide starts as N(init_loc, init_scale^2 I)
-    instead, L = I, and nothing is fitted beforehand; so it does, with a warning, if the search finds nothing better.
+    Beyond 256 latents L is diagonal but for 16 directions (:class:`~pyro_realnvp.FixedLowRank`,
+    :mod:`pyro_realnvp.inference.low_rank_start`), in time and memory that grow in proportion to D. SVI then starts from
+    a good Gaussian in whitened coordinates, where one learning rate suits most models. With ``init_loc_fn`` or
+    ``init_scale``, and for more than 256 latents with angles among them, the guide starts as N(init_loc,
+    init_scale^2 I) instead, L = I, and nothing is fitted beforehand; so it does, with a warning, if the search finds
+    nothing better.
     From such a narrow start, too, the couplings stay calm (:func:`default_transforms`).
 
         guide = AutoRealNVP(model)
@@ -141,7 +142,11 @@ class AutoRealNVP(AutoContinuous):
                 loc = self._init_loc()
                 loc = loc.to(torch.promote_types(loc.dtype, self._zero.dtype))
                 loc = loc.to(self._zero.device) if self._zero.device.type != "cpu" else loc
-                self._build(*self._start(loc, angles, args, kwargs), angles)
+                scale = self._init_scale
+                if self._find_start:
+                    self._build(*found_start(self, loc, scale, angles, args, kwargs), angles)
+                else:
+                    self._build(*plain_start(loc, scale, angles), angles)
             elif loaded.event_shape != (self.latent_dim,):
                 raise ValueError(
                     f"The state that was loaded into {self._pyro_name} is of a guide for {loaded.event_shape[0]} "
@@ -166,58 +171,13 @@ class AutoRealNVP(AutoContinuous):
                         f"whole plate, or give this site to another guide, as AutoNormal, in an AutoGuideList."
                     )
 
-    def _start(
-        self, loc: Tensor, angles: list[int], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[Tensor, Tensor, float]:
-        """Returns loc and scale of the last layer, and the scale before it."""
-        if not self._find_start or self.latent_dim > _MAX_DENSE:
-            scale = torch.ones_like(loc)
-            scale[angles] = self._init_scale
-            return loc, scale, self._init_scale
-
-        def one_by_one(x: Tensor) -> Tensor:
-            return torch.stack([log_joint(self, row, args, kwargs) for row in x])
-
-        def at_once(x: Tensor) -> Tensor:
-            return log_joints(self, x, args, kwargs, nesting=nesting)
-
-        # Hidden from handlers that trace the guide; far from the mode a value may be infinite.
-        with poutine.block(), pyro.validation_enabled(False):
-            nesting = plate_nesting(poutine.trace(self.model).get_trace(*args, **kwargs))
-            probe = loc + self._init_scale * torch.randn(2, len(loc), dtype=loc.dtype, device=loc.device)
-            try:
-                together, apart, again = at_once(probe), one_by_one(probe), one_by_one(probe)
-                # Nothing can be compared for a model that is random itself, as one that subsamples.
-                wrong = torch.equal(apart, again) and not torch.allclose(together, apart, rtol=1e-3)
-                reason = "it gives two draws another density together than apart" if wrong else ""
-            except (RuntimeError, ValueError, IndexError) as error:
-                reason = str(error).splitlines()[0]
-            if reason:
-                warnings.warn(
-                    f"{self._pyro_name} cannot run its model on many draws at once, and finds its start from fewer: "
-                    f"{reason}. Declare batch dimensions by plates, or give init_scale to start without a search.",
-                    stacklevel=2,
-                )
-            density, batch, steps = (one_by_one, 8, 60) if reason else (at_once, 32, 200)
-            chart = Chart(density, loc, angles, draws=8 * batch) if angles else None
-            searched, origin = (density, loc) if chart is None else (chart, chart.start)
-            loc, scale = best_gaussian(searched, origin, self._init_scale, batch=batch, steps=steps)
-            if torch.equal(scale, self._init_scale * torch.eye(len(loc)).to(scale)):
-                warnings.warn(
-                    f"{self._pyro_name} has found no start: no Gaussian of its search is better than deviations of "
-                    f"{self._init_scale}. Give init_loc_fn or init_scale, and watch the first losses.",
-                    stacklevel=2,
-                )
-            if chart is not None:
-                loc, scale = chart.constants(loc, scale)
-        return loc, scale, 1.0
-
-    def _build(self, loc: Tensor, scale: Tensor, init_scale: float, angles: list[int]) -> None:
-        shape, options = Size(loc.shape), {"circular": angles} if angles else {}
+    def _build(self, last: Bijection, init_scale: float, angles: list[int]) -> None:
+        shape, options = Size(last.event_shape), {"circular": angles} if angles else {}
         layers = built_by("transforms", self._transforms, shape[0], kind=Iterable, **options)
-        chain = Chain([*layers, *last_layers(loc, scale, init_scale, angles)], shape).to(loc)
-        if isinstance(chain[-1], FixedMixed) and self._make_base is StandardNormal:
-            base = chain[-1].base()
+        constant = next(last.buffers())
+        chain = Chain([*layers, learned_layer(shape, init_scale, angles), last], shape).to(constant)
+        if isinstance(last, FixedMixed) and self._make_base is StandardNormal:
+            base = last.base()
         else:
             base = built_by("base", self._make_base, shape[0], kind=Base, **options)
         if base.event_shape != shape or base.context_shape is not None:
@@ -225,7 +185,7 @@ class AutoRealNVP(AutoContinuous):
                 f"base must build a Base of events {tuple(shape)} without a context, but built one of events "
                 f"{tuple(base.event_shape)} and contexts {tuple(base.context_shape or ())}."
             )
-        self.transform, self.base = chain, base.to(loc)
+        self.transform, self.base = chain, base.to(constant)
 
     @property
     def _angles(self) -> list[int]:
@@ -252,8 +212,9 @@ class AutoRealNVP(AutoContinuous):
             parts = {int(key[len(start) :].split(".")[0]) for key in state_dict if key.startswith(start)}
             if parts:
                 last = f"{start}{max(parts)}."
-                circular = state_dict.get(last + "circular", torch.zeros(0)).nonzero().flatten().tolist()
-                self._build(state_dict[last + "loc"], state_dict[last + "scale"], 1.0, circular)
+                constants = {key.removeprefix(last): state_dict[key] for key in state_dict if key.startswith(last)}
+                circular = constants.pop("circular", torch.zeros(0)).nonzero().flatten().tolist()
+                self._build(fixed_layer(circular, **constants), 1.0, circular)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _built_base(self) -> Base:

@@ -60,7 +60,7 @@ class PathGradientDistribution(dist.TransformedDistribution):  # type: ignore[mi
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         (transform,) = self.transforms
-        parts = list(transform) if isinstance(transform, Chain) else [transform]
+        parts: list[Any] = list(transform) if isinstance(transform, Chain) else [transform]
         pushed = _is_plain() and all(isinstance(part, PushesScore) for part in parts)
         x: Tensor = self.base_dist.rsample(Size(sample_shape))
         if not pushed or x.requires_grad:  # a base with parameters is a part of the path
@@ -80,7 +80,7 @@ class PathGradientDistribution(dist.TransformedDistribution):  # type: ignore[mi
             return self._total(value)
         if draw.score is not None and draw.log_prob is not None and draw.log_prob.numel() > 1:
             parameters = [each for each in self.transforms[0].parameters() if each.requires_grad]
-            return _PushedPath.apply(value, draw.log_prob, draw.score, self._total, *parameters)  # type: ignore[no-any-return]
+            return _PushedPath.apply(value, draw.log_prob, draw.score, self._total, *parameters)
         total = self._total(value)
         if total.numel() <= 1:
             return total
@@ -143,7 +143,7 @@ class _PushedPath(torch.autograd.Function):
         return log_prob.clone()
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, score, *parameters = ctx.saved_tensors
         if _is_uniform(grad):

@@ -79,7 +79,7 @@ def batch_and_match(
     for step in range(steps):
         root = torch.linalg.cholesky(sigma)
         z = mu + torch.randn(batch, dim, dtype=mu.dtype, device=mu.device) @ root.T
-        score = _score(log_density, z.to(loc.dtype)).to(mu.dtype)
+        score = score_of(log_density, z.to(loc.dtype)).to(mu.dtype)
         finite = score.isfinite().all(-1)
         if finite.sum() < 2:
             raise LinAlgError(f"No gradient is finite at step {step}.")
@@ -104,7 +104,7 @@ def _covariance(x: Tensor, mean: Tensor) -> Tensor:
     return (x - mean).T @ (x - mean) / len(x)
 
 
-def _score(log_density: LogDensity, x: Tensor) -> Tensor:
+def score_of(log_density: LogDensity, x: Tensor) -> Tensor:
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         (score,) = torch.autograd.grad(log_density(x).sum(), x)

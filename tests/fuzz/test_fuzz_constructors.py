@@ -26,6 +26,7 @@ from pyro_realnvp import (
     EmbedContext,
     FactorOut,
     FixedAffine,
+    FixedLowRank,
     GatedAttention,
     GatedConvs,
     Halves,
@@ -234,6 +235,14 @@ LAYERS = {
         scale=st.sampled_from(
             [torch.ones(2), torch.eye(2) + 0.5, torch.eye(3), torch.ones(2).double(), torch.ones(2, 3)]
         ),
+    ),
+    "FixedLowRank": case(
+        FixedLowRank,
+        ["loc", "scale", "directions", "stretch"],
+        loc=st.sampled_from([torch.zeros(2), torch.ones(3), torch.zeros(2).double(), torch.zeros(2).long()]),
+        scale=st.sampled_from([torch.ones(2), torch.full((3,), 0.5), torch.zeros(2), torch.ones(2).double()]),
+        directions=st.sampled_from([torch.eye(2), torch.eye(3)[:, :2], torch.zeros(2, 0), torch.ones(2, 2)]),
+        stretch=st.sampled_from([torch.tensor([2.0, -0.5]), torch.zeros(0), torch.full((2,), -1.0), torch.ones(1)]),
     ),
     "Permute": case(
         Permute,

@@ -5,7 +5,16 @@ import torch
 from pyro import distributions as dist
 from torch import nn
 
-from pyro_realnvp import Affine, Chain, FixedAffine, PathGradientDistribution, Permute, SoftClipLogScale, SplitCoupling
+from pyro_realnvp import (
+    Affine,
+    Chain,
+    FixedAffine,
+    FixedLowRank,
+    PathGradientDistribution,
+    Permute,
+    SoftClipLogScale,
+    SplitCoupling,
+)
 from pyro_realnvp.inference.affine_couplings import AffineCouplings
 from pyro_realnvp.inference.learned_affine import LearnedAffine
 from pyro_realnvp.inference.steady import SteadyMLP
@@ -98,17 +107,23 @@ def test_the_gradient_of_a_draw_is_that_of_autodiff(dim, skip):
         torch.testing.assert_close(one, other, atol=1e-11, rtol=1e-11)
 
 
-def guide_like(dim=5):
+def guide_like(dim=5, *, low_rank=False):
     root = torch.randn(dim, dim, dtype=torch.float64).tril(-1) + torch.eye(dim, dtype=torch.float64)
     learned = LearnedAffine((dim,)).double()
     randomize(learned)
-    return Chain([couplings(dim), learned, FixedAffine(torch.randn(dim, dtype=torch.float64), root)])
+    loc = torch.randn(dim, dtype=torch.float64)
+    last = FixedAffine(loc, root)
+    if low_rank:
+        directions = torch.linalg.qr(torch.randn(dim, 2, dtype=torch.float64))[0]
+        last = FixedLowRank(loc, root.diagonal() + 0.5, directions, torch.tensor([2.0, -0.4]).double())
+    return Chain([couplings(dim), learned, last])
 
 
 @pytest.mark.parametrize("base", ["unit", "student"])
+@pytest.mark.parametrize("low_rank", [False, True])
 @pytest.mark.parametrize("batch", [(7,), (3, 4)])
-def test_pushed_scores_give_the_gradient_of_a_second_pass(base, batch):
-    chain = guide_like()
+def test_pushed_scores_give_the_gradient_of_a_second_pass(base, batch, low_rank):
+    chain = guide_like(low_rank=low_rank)
     zeros = torch.zeros(5, dtype=torch.float64)
     of_base = dist.Normal(zeros, 1).to_event(1) if base == "unit" else dist.StudentT(zeros + 5).to_event(1)
     generic = Chain([*chain, Permute((5,), range(5))])  # the last part pushes no scores

@@ -12,6 +12,7 @@ from pyro_realnvp import (
     ConvNet,
     DiagonalNormal,
     FixedAffine,
+    FixedLowRank,
     Flow,
     GatedAttention,
     MixtureBase,
@@ -75,6 +76,13 @@ IMMUNE = {
     "standardized": lambda: (
         StandardNormal(4),
         [*realnvp_transforms(4, net=Immune), FixedAffine(torch.randn(4), torch.eye(4) + 0.1)],
+    ),
+    "low-rank": lambda: (
+        StandardNormal(4),
+        [
+            *realnvp_transforms(4, net=Immune),
+            FixedLowRank(torch.randn(4), torch.ones(4), torch.linalg.qr(torch.randn(4, 2))[0], torch.ones(2)),
+        ],
     ),
     "context": lambda: (DiagonalNormal(6, context_dim=2), realnvp_transforms(6, net=Immune, context_dim=2)),
     "student-context": lambda: (StudentTBase(6, context_dim=2), realnvp_transforms(6, net=Immune, context_dim=2)),

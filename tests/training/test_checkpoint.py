@@ -27,6 +27,7 @@ from pyro_realnvp import (
     DiagonalNormal,
     EmbedContext,
     FixedAffine,
+    FixedLowRank,
     Flow,
     GatedAttention,
     GatedConvs,
@@ -124,6 +125,7 @@ FLOWS = {
     "by-hand": lambda: vectors(
         [
             FixedAffine(torch.randn(3), torch.rand(3) + 0.1),
+            FixedLowRank(torch.randn(3), torch.rand(3) + 0.1, torch.eye(3)[:, :1], torch.ones(1)),
             Permute((3,), [2, 0, 1]),
             SplitCoupling((3,), MLP(2, 2), Affine()).inv,
             MaskedCoupling(alternating((3,)), MLP(3, 6, hidden=[4]), Affine(nn.Tanh())),
