@@ -14,7 +14,6 @@ from .._runtime.checks import count_of
 from .._runtime.construction import recorded
 from ..bijections.bijection import Composite
 
-_HIDDEN = 64
 _GAIN, _SKIP, _OUTPUT = 0.5, 0.3, 0.25  # of the networks, as of :class:`SteadyMLP`
 
 
@@ -30,21 +29,24 @@ class _Layer(NamedTuple):
 
 @recorded
 class AffineCouplings(Composite):
-    """Pairs of affine couplings of a vector, with shuffles between them, whose weights are one parameter.
+    """Pairs of affine couplings of a vector and a last scale and shift, whose weights are one parameter.
 
         y_read = x_read,   y_changed = (x_changed - shift) exp(-log_scale),   log_scale = raw / (1 + |raw|)
 
-    with (shift, raw) from a :class:`SteadyMLP` of two layers of 64 that reads x_read. Of every pair, one coupling
+    with (shift, raw) from a :class:`SteadyMLP` of two hidden layers that reads x_read. Of every pair, one coupling
     changes the first half given the second, and the next one the second half given the first; then the elements at
-    even places go to the first half. Dinh et al. (2017), equations 7 and 8, in the direction from the data.
+    even places go to the first half. Dinh et al. (2017), equations 7 and 8, in the direction from the data. Behind them
+    every element is scaled and shifted.
 
-    It is the composition of ``SplitCoupling(SteadyMLP).inv`` and ``Permute``, for networks so small that a step of
-    training is the overhead of its operations and parameters. Weights in one parameter are one operation for the
-    optimizer and one statement for Pyro, and :meth:`forward_and_score` writes down the gradient of a draw.
+    It is the composition of ``SplitCoupling(SteadyMLP).inv``, ``Permute`` and :class:`LearnedAffine`, for networks so
+    small that a step of training is the overhead of its operations and parameters. Weights in one parameter are one
+    operation for the optimizer and one statement for Pyro, and :meth:`forward_and_score` writes down the gradient of a
+    draw.
 
     Args:
         dim: D, at least 2.
         pairs: number of pairs.
+        hidden: width of the hidden layers.
         skip: whether the output also reads the input linearly, with a matrix of D^2/2 elements in every coupling.
 
     Raises:
@@ -53,47 +55,66 @@ class AffineCouplings(Composite):
 
     multipliers: Tensor
 
-    def __init__(self, dim: int, *, pairs: int = 4, skip: bool = True) -> None:
+    def __init__(self, dim: int, *, pairs: int = 4, hidden: int = 64, skip: bool = True) -> None:
         if count_of("dim of AffineCouplings", dim) < 2:
             raise ValueError(f"AffineCouplings needs two elements or more, but got dim={dim}.")
         super().__init__((dim,))
         self.skip, self.pairs = skip, count_of("pairs of AffineCouplings", pairs)
+        self.hidden = count_of("hidden of AffineCouplings", hidden)
         self.halves = (dim - dim // 2, dim // 2)
-        self._shapes: list[tuple[int, ...]] = []  # of the first couplings of all pairs, and of the second ones
-        for read, changed in (self.halves[::-1], self.halves):
-            rows = _HIDDEN + 2 * changed
-            shapes = (rows if skip else _HIDDEN, read), (rows,), (_HIDDEN, _HIDDEN), (_HIDDEN,), (2 * changed, _HIDDEN)
-            self._shapes += [(pairs, *shape) for shape in shapes]
-        self._lengths = [math.prod(shape) for shape in self._shapes]
+        # Of all couplings, or of the first ones of all pairs and the second ones, where they are of other shapes.
+        kinds = [self.halves] if self.halves[0] == self.halves[1] else [self.halves[::-1], self.halves]
+        self._shapes: list[tuple[int, ...]] = []
+        for read, changed in kinds:
+            rows = hidden + 2 * changed
+            shapes = (rows if skip else hidden, read), (rows,), (hidden, hidden), (hidden,), (2 * changed, hidden)
+            self._shapes += [(2 * self.pairs // len(kinds), *shape) for shape in shapes]
+        self._lengths = [*(math.prod(shape) for shape in self._shapes), dim, dim]
         initial, multipliers = torch.zeros(sum(self._lengths)), torch.full((sum(self._lengths),), _OUTPUT)
         for weights, factors in zip(self._layers(initial), self._layers(multipliers), strict=True):
             narrow = min(1.0, 16 / weights.read.shape[1])
             factors.read.mul_(_SKIP * narrow)
-            factors.read[:_HIDDEN] = narrow
-            factors.bias[:_HIDDEN] = 1
+            factors.read[:hidden] = narrow
+            factors.bias[: self.hidden] = 1
             factors.hidden.fill_(1)
             factors.hidden_bias.fill_(1)
             factors.out.mul_(_GAIN)
             for weight, bias in (
-                (weights.read[:_HIDDEN], weights.bias[:_HIDDEN]),
+                (weights.read[: self.hidden], weights.bias[: self.hidden]),
                 (weights.hidden, weights.hidden_bias),
             ):
                 bound = weight.shape[1] ** -0.5  # as of nn.Linear; the last layer starts at zero
                 nn.init.uniform_(weight, -bound, bound)
                 nn.init.uniform_(bias, -bound, bound)
+        multipliers[-2 * dim :] = 1
         self.weights = nn.Parameter(initial)
         self.register_buffer("multipliers", multipliers, persistent=False)
 
     def _layers(self, weights: Tensor) -> list[_Layer]:
         """Returns views of the weights of every coupling, in the order of the draws."""
-        parts = weights.split_with_sizes(self._lengths)
+        parts = weights.split_with_sizes(self._lengths)[:-2]
         each = [part.view(shape).unbind() for part, shape in zip(parts, self._shapes, strict=True)]
+        if len(each) == 5:
+            return [_Layer(*layer) for layer in zip(*each, strict=True)]
         pairs = zip(zip(*each[:5], strict=True), zip(*each[5:], strict=True), strict=True)
         return [_Layer(*layer) for pair in pairs for layer in pair]
 
+    def _affine(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns views of the shift and log_scale (D,) behind the couplings."""
+        *_, shift, log_scale = weights.split_with_sizes(self._lengths)
+        return shift, log_scale
+
+    @torch.no_grad()
+    def set_scale(self, scale: float) -> None:
+        """Sets the scale of all elements behind the couplings."""
+        self._affine(self.weights)[1].fill_(math.log(scale))
+
     def _compute(self, x: Tensor, context: Tensor | None, *, inverse: bool) -> tuple[Tensor, Tensor]:
         layers = self._layers(self.weights * self.multipliers)
-        log_dets = []
+        last_shift, last_log_scale = self._affine(self.weights)
+        if inverse:
+            x = (x - last_shift) * (-last_log_scale).exp()
+        log_dets = [-self._per_event(last_log_scale.sum(), x)]
         order = range(len(layers))
         for index in reversed(order) if inverse else order:
             if inverse and index % 2 and index < len(layers) - 1:
@@ -110,12 +131,12 @@ class AffineCouplings(Composite):
             if not inverse and index % 2 and index < len(layers) - 1:
                 x = torch.cat(shuffled(x), -1)
         total = sum(log_dets[1:], log_dets[0])
-        return x, total if inverse else -total
+        return (x, total) if inverse else (last_shift + x * last_log_scale.exp(), -total)
 
     def _theta(self, layer: _Layer, read: Tensor) -> tuple[Tensor, Tensor]:
-        first, last = layer.bias.split((_HIDDEN, len(layer.out)))
+        first, last = layer.bias.split((self.hidden, len(layer.out)))
         if self.skip:
-            h, last = linear(read, layer.read, layer.bias).split((_HIDDEN, len(layer.out)), -1)
+            h, last = linear(read, layer.read, layer.bias).split((self.hidden, len(layer.out)), -1)
         else:
             h = linear(read, layer.read, first)
         params = last + linear(silu(linear(silu(h), layer.hidden, layer.hidden_bias)), layer.out)
@@ -174,7 +195,7 @@ class _Pass(NamedTuple):
         second = torch.ops.aten.silu_backward(grad @ self.layer.out, second)
         first = torch.ops.aten.silu_backward(second @ self.layer.hidden, first)
         both = torch.cat([first, grad], 1)
-        narrow = both if len(self.layer.read) > _HIDDEN else first
+        narrow = both if len(self.layer.read) > len(self.layer.hidden) else first
         return narrow @ self.layer.read, both, second
 
 
@@ -198,9 +219,12 @@ class _Draw(torch.autograd.Function):
             passes.append(done)
             if changed and index < len(layers) - 1:
                 parts, scores = shuffled(torch.cat(parts, 1)), shuffled(torch.cat(scores, 1))
-        log_det = torch.cat([done.minus_log_scale for done in passes], 1).sum(1)
-        y, score = torch.cat(parts, 1), torch.cat(scores, 1)
-        ctx.f, ctx.passes = f, passes
+        shift, log_scale = f._affine(weights)
+        scale = log_scale.exp()
+        log_det = torch.cat([done.minus_log_scale for done in passes], 1).sum(1) + log_scale.sum()
+        last = torch.cat(parts, 1)
+        y, score = torch.addcmul(shift, last, scale), torch.cat(scores, 1) / scale
+        ctx.f, ctx.passes, ctx.affine = f, passes, (last, scale)
         ctx.mark_non_differentiable(log_det, score)
         return y, log_det, score
 
@@ -209,7 +233,10 @@ class _Draw(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         f: AffineCouplings = ctx.f
         total = torch.empty_like(f.weights)
-        gradients = f._layers(total)
+        gradients, (shift, log_scale), (last, scale) = f._layers(total), f._affine(total), ctx.affine
+        torch.sum(grad, 0, out=shift)
+        grad = grad * scale
+        torch.sum(grad * last, 0, out=log_scale)
         parts = [*grad.split_with_sizes(f.halves, 1)]
         for index in reversed(range(len(gradients))):
             changed, done, into = index % 2, ctx.passes[index], gradients[index]
@@ -219,7 +246,7 @@ class _Draw(torch.autograd.Function):
             output = done.params_gradient(parts[changed], pulled * done.y).neg_()
             read, both, second = done.backward(output)
             parts[1 - changed] = parts[1 - changed] + read
-            narrow = both if f.skip else both[:, :_HIDDEN]
+            narrow = both if f.skip else both[:, : f.hidden]
             torch.mm(narrow.T, done.read, out=into.read)
             torch.sum(both, 0, out=into.bias)
             torch.mm(second.T, done.after[0], out=into.hidden)
@@ -230,11 +257,11 @@ class _Draw(torch.autograd.Function):
 
 def _couple(layer: _Layer, read: Tensor, changed: Tensor) -> _Pass:
     """Passes the changed part (S, C) through a coupling."""
-    bias, width = layer.bias, len(layer.out)
-    if len(layer.read) > _HIDDEN:
-        first, last = torch.addmm(bias, read, layer.read.T).split_with_sizes((_HIDDEN, width), 1)
+    bias, width, hidden = layer.bias, len(layer.out), len(layer.hidden)
+    if len(layer.read) > hidden:
+        first, last = torch.addmm(bias, read, layer.read.T).split_with_sizes((hidden, width), 1)
     else:
-        first, last = torch.addmm(bias[:_HIDDEN], read, layer.read.T), bias[_HIDDEN:]
+        first, last = torch.addmm(bias[:hidden], read, layer.read.T), bias[hidden:]
     after = silu(first)
     second = torch.addmm(layer.hidden_bias, after, layer.hidden.T)
     last_after = silu(second)

@@ -22,6 +22,7 @@ from ..bases import Base, StandardNormal
 from ..bijections.bijection import Bijection
 from ..bijections.chain import Chain
 from ..flow import Flow
+from .affine_couplings import AffineCouplings
 from .angles import angles_of, learned_layer, quantiles_of
 from .default_flow import default_transforms
 from .fixed_mixed import FixedMixed
@@ -173,9 +174,13 @@ class AutoRealNVP(AutoContinuous):
 
     def _build(self, last: Bijection, init_scale: float, angles: list[int]) -> None:
         shape, options = Size(last.event_shape), {"circular": angles} if angles else {}
-        layers = built_by("transforms", self._transforms, shape[0], kind=Iterable, **options)
+        layers = list(built_by("transforms", self._transforms, shape[0], kind=Iterable, **options))
         constant = next(last.buffers())
-        chain = Chain([*layers, learned_layer(shape, init_scale, angles), last], shape).to(constant)
+        if layers and isinstance(layers[-1], AffineCouplings):  # which end in a learned scale and shift
+            layers[-1].set_scale(init_scale)
+        else:
+            layers.append(learned_layer(shape, init_scale, angles))
+        chain = Chain([*layers, last], shape).to(constant)
         if isinstance(last, FixedMixed) and self._make_base is StandardNormal:
             base = last.base()
         else:

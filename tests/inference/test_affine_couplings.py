@@ -46,7 +46,10 @@ def composed(f):
         layers.append(SplitCoupling((dim,), net, Affine(SoftClipLogScale(1.0)), swap=index % 2 == 0).inv)
         if index % 2 and index < 2 * f.pairs - 1:
             layers.append(Permute((dim,), [*range(0, dim, 2), *range(1, dim, 2)]))
-    return Chain(layers)
+    last = LearnedAffine((dim,)).double()
+    with torch.no_grad():
+        last.theta.copy_(f.weights[-2 * dim :])
+    return Chain([*layers, last])
 
 
 @pytest.mark.parametrize("dim", [2, 3, 8, 11])
