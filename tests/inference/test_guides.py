@@ -239,7 +239,7 @@ def test_state_with_the_constants_of_the_start() -> None:
     fresh.load_state_dict(torch.load(io.BytesIO(file.getvalue())))
     pyro.set_rng_seed(3)
     x = fresh.get_posterior().rsample((6,))  # before it has seen the model
-    torch.testing.assert_close(x, expected["w"], rtol=0, atol=0)
+    torch.testing.assert_close(x, expected["w"])  # drawn with a gradient, in other operations
     fresh.initialize()
     assert_same(draws(fresh), expected)
     train(fresh)
