@@ -14,7 +14,7 @@ from .affine_couplings import AffineCouplings
 from .quantile_spline import QuantileSpline
 from .steady import SteadyMLP
 
-_SKIPPED = 256  # latents, up to which the networks have matrices of their square
+_SKIPPED = 1024  # latents, up to which the networks have matrices of their square, which keep a narrow start calm
 _BOUND = 1.0  # of the logarithm of the scale of a coupling
 
 
