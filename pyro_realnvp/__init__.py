@@ -35,7 +35,9 @@ from .families.spline import spline_transforms
 from .flow import Flow
 from .image_flow import ImageFlow
 from .inference.finite import FiniteELBO
+from .inference.fit_guide import fit_guide
 from .inference.guide import AutoRealNVP
+from .inference.guide_report import GuideReport
 from .inference.importance import ImportanceSamples, importance_sample
 from .inference.independence import IndependenceMH
 from .inference.neutra import NeuTra
@@ -67,7 +69,8 @@ __all__ = [  # noqa: RUF022  # in the order in which a user meets them
     "fit", "History", "save", "load", "Checkpoint", "recompute", "rebuild", "synchronize", "recalibrate",
     "diagnose", "Diagnosis",
     # inference
-    "AutoRealNVP", "FiniteELBO", "NeuTra", "IndependenceMH", "importance_sample", "ImportanceSamples",
+    "AutoRealNVP", "fit_guide", "GuideReport", "FiniteELBO", "NeuTra", "IndependenceMH",
+    "importance_sample", "ImportanceSamples",
     "effective_sample_size", "pareto_k", "pareto_k_spread", "pareto_k_threshold", "pareto_smooth",
     "PathGradientDistribution",
     # networks

@@ -1,0 +1,221 @@
+"""Training of a guide in one call."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.infer import SVI, Trace_ELBO
+from pyro.infer.autoguide import AutoGuide
+from pyro.infer.autoguide.guides import AutoContinuous
+from pyro.optim import ClippedAdam
+from torch import Tensor
+
+from .._runtime.checks import at_least
+from .finite import FiniteELBO
+from .guide_report import GuideReport, missed_places, shifts
+from .importance import importance_sample
+
+_WINDOW = 500  # steps, of which two are compared
+_GAIN = 0.002  # nats: less is no rise
+_CHECKS = 3  # in a row, every 100 steps, that see no rise
+_EMA = 0.99  # of the parameters
+_DECAY = 0.999  # of the learning rate, in a step
+_DRAWS = 250  # which the spread of k-hat takes
+_ANNEALED = 0.7  # share of the steps in which the temperature falls
+
+
+def fit_guide(
+    model: Callable[..., Any],
+    guide: AutoGuide,
+    *args: Any,
+    steps: int = 5000,
+    particles: int = 32,
+    learning_rate: float = 5e-3,
+    annealing: float | None = None,
+    draws: int = 10_000,
+    vectorize: bool = True,
+    progress: bool = True,
+    callback: Callable[[int, float], bool | None] | None = None,
+    **kwargs: Any,
+) -> GuideReport:
+    """Trains a guide by SVI until its ELBO no longer rises, and reports how far it can be trusted.
+
+        guide = AutoRealNVP(model)
+        report = fit_guide(model, guide, data)
+        print(report)                           # ELBO, Pareto k-hat, effective draws, the worst sites, warnings
+        report.samples.resample(1000)           # draws that the importance weights have corrected
+
+    Steps are those of ``ClippedAdam`` on ``Trace_ELBO(particles, vectorize_particles=True)``, with a learning rate that
+    falls by 0.1 % a step, while nothing is annealed; those that are not finite are left out (:class:`FiniteELBO`). The training ends when the mean
+    ELBO of the last 500 steps is not above that of the 500 before by more than twice its standard error, or 0.002 nats,
+    at three looks in a row, one every 100 steps. Then the guide has its last parameters or their moving average,
+    whichever has the higher ELBO.
+
+    Args:
+        model: a Pyro model.
+        guide: for it, an :class:`AutoRealNVP` or another automatic guide of Pyro.
+        args, kwargs: what both are called with; a keyword of the model that is an argument here, such as ``steps``,
+            must be bound to the model before.
+        steps: the most that are taken.
+        particles: draws a step.
+        learning_rate: at the start.
+        annealing: beta_0 in (0, 1): the model is p(x, data)^beta, where beta rises from it to 1 by one factor in every
+            step of the first 70 %, so that a guide with a wide start, ``init_scale``, finds several modes before they
+            part. None for beta = 1.
+        draws: fresh draws for the report, at least 250.
+        vectorize: whether the draws are made at once, for which the model declares its batch dimensions by plates.
+        progress: whether a progress bar is shown.
+        callback: called with the step and the loss after every step; True ends the training.
+
+    Raises:
+        ValueError: if an argument is out of its range, or the guide has no counterpart for a site of the model.
+        FloatingPointError: if three steps in a row are not finite.
+    """
+    at_least("steps", steps), at_least("particles", particles), at_least("draws", draws, _DRAWS)
+    if not 0 < learning_rate < math.inf:
+        raise ValueError(f"learning_rate must be positive and finite, but got {learning_rate}.")
+    if annealing is not None and not 0 < annealing < 1:
+        raise ValueError(f"annealing must be between 0 and 1, but got {annealing}.")
+    start = time.perf_counter()
+    with poutine.block():
+        guide(*args, **kwargs)  # makes its parameters
+    bound = FiniteELBO(Trace_ELBO(particles, vectorize_particles=vectorize))
+    beta = 1.0
+
+    def tempered(*args: Any, **kwargs: Any) -> Any:
+        with poutine.scale(scale=beta) if beta < 1 else nullcontext():
+            return model(*args, **kwargs)
+
+    svi = SVI(tempered, guide, ClippedAdam({"lr": learning_rate}), bound)
+    parameters: list[Tensor] = list(guide.parameters())
+    average = [each.detach().clone() for each in parameters]
+    losses: list[float] = []
+    hot = int(_ANNEALED * steps) if annealing else 0
+    still = 0  # looks in a row that saw no rise
+    with warnings.catch_warnings(), _bar(steps, progress) as bar:
+        warnings.filterwarnings("ignore", "Encountered NaN: loss")  # of a step that is left out, and reported
+        for step in range(steps):
+            beta = annealing ** (1 - step / hot) if annealing and step < hot else 1.0
+            losses.append(svi.step(*args, **kwargs))
+            for optimizer in svi.optim.optim_objs.values():
+                optimizer.param_groups[0]["lr"] = learning_rate * _DECAY ** max(0, step + 1 - hot)
+            with torch.no_grad():
+                torch._foreach_lerp_(average, [each.detach() for each in parameters], 1 - _EMA)
+            bar.update()
+            if step % 50 == 0:
+                bar.set_postfix_str(f"ELBO {-_mean(losses[-50:]):.3f}", refresh=False)
+            if callback is not None and callback(step, losses[-1]):
+                break
+            if step >= hot + 2 * _WINDOW - 1 and (step + 1) % 100 == 0:
+                still = 0 if _rises(losses) else still + 1
+                if still == _CHECKS:
+                    break
+    seconds = time.perf_counter() - start
+    _take_better(model, guide, average, args, kwargs, draws=min(draws, 2000), vectorize=vectorize)
+    return _report(
+        model,
+        guide,
+        args,
+        kwargs,
+        draws=draws,
+        vectorize=vectorize,
+        losses=losses,
+        skipped=bound.skipped,
+        converged=still == _CHECKS,
+        seconds=seconds,
+    )
+
+
+def _mean(values: list[float]) -> float:
+    finite = [value for value in values if math.isfinite(value)]
+    return sum(finite) / max(1, len(finite))
+
+
+def _rises(losses: list[float]) -> bool:
+    """Returns whether the loss of the last window is lower than that of the one before by more than its noise."""
+    recent = torch.tensor(losses[-2 * _WINDOW :], dtype=torch.float64)
+    earlier, later = (part[part.isfinite()] for part in recent.split(_WINDOW))
+    # A single draw far out is a thousand nats: what lies beyond 5 quartile ranges counts as much as what lies there.
+    quartiles = recent[recent.isfinite()].quantile(torch.tensor([0.25, 0.75], dtype=torch.float64))
+    reach = 5 * (quartiles[1] - quartiles[0])
+    low, high = float(quartiles[0] - reach), float(quartiles[1] + reach)
+    earlier, later = earlier.clamp(low, high), later.clamp(low, high)
+    noise = (earlier.var() / len(earlier) + later.var() / len(later)).sqrt()
+    return bool(earlier.mean() - later.mean() > max(2 * float(noise), _GAIN))
+
+
+def _take_better(
+    model: Callable[..., Any],
+    guide: AutoGuide,
+    average: list[Tensor],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    *,
+    draws: int,
+    vectorize: bool,
+) -> None:
+    """Gives the guide the averaged parameters if their ELBO at the same random numbers is higher."""
+    parameters = list(guide.parameters())
+    last = [each.detach().clone() for each in parameters]
+    seed = int(torch.randint(2**31, ()))
+    elbos = []
+    for values in (average, last):
+        _set(parameters, values)
+        with torch.random.fork_rng(), torch.no_grad():
+            torch.manual_seed(seed)
+            bound = Trace_ELBO(draws if vectorize else 100, vectorize_particles=vectorize)
+            elbos.append(-bound.loss(model, guide, *args, **kwargs))
+    if elbos[0] > elbos[1]:
+        _set(parameters, average)
+
+
+@torch.no_grad()
+def _set(parameters: list[torch.nn.Parameter], values: list[Tensor]) -> None:
+    for parameter, value in zip(parameters, values, strict=True):
+        parameter.copy_(value)
+
+
+def _report(
+    model: Callable[..., Any],
+    guide: AutoGuide,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    *,
+    draws: int,
+    vectorize: bool,
+    **training: Any,
+) -> GuideReport:
+    samples = importance_sample(
+        model, guide, *args, num_samples=draws, parallel=vectorize, batch_size=min(draws, 1000), **kwargs
+    )
+    log_weights = samples.log_weights.double()
+    missed: tuple[Tensor | None, Tensor | None] = (None, None)
+    if vectorize and isinstance(guide, AutoContinuous):
+        missed = missed_places(model, guide, samples.log_evidence, args, kwargs)
+    return GuideReport(
+        elbo=float(log_weights.mean()),
+        elbo_error=float(log_weights.std()) / math.sqrt(draws),
+        log_evidence=samples.log_evidence,
+        pareto_k=samples.pareto_k,
+        pareto_k_spread=samples.pareto_k_spread,
+        ess=samples.effective_sample_size / draws,
+        shifts=shifts(samples),
+        missed=missed[0],
+        missed_excess=missed[1],
+        steps=len(training["losses"]),
+        samples=samples,
+        **training,
+    )
+
+
+def _bar(steps: int, progress: bool) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(total=steps, unit="step", mininterval=0.5, disable=not progress, leave=False)
