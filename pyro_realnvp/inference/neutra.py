@@ -108,7 +108,9 @@ class NeuTra:
         """
         base, _ = self._base_and_transform()
         step_size = base.event_shape.numel() ** -0.25
-        return NUTS(self, **{"init_strategy": init_to_sample, "step_size": step_size, "adapt_mass_matrix": False, **options})
+        return NUTS(
+            self, **{"init_strategy": init_to_sample, "step_size": step_size, "adapt_mass_matrix": False, **options}
+        )
 
     def get_samples(self, mcmc: MCMC, *, group_by_chain: bool = False) -> dict[str, Tensor]:
         """Returns the samples of a finished run by the names of the model's sites, as ``mcmc.get_samples`` does.
