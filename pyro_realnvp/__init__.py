@@ -35,6 +35,7 @@ from .families.spline import spline_transforms
 from .flow import Flow
 from .image_flow import ImageFlow
 from .inference.finite import FiniteELBO
+from .inference.for_arviz import to_arviz
 from .inference.guide import AutoRealNVP
 from .inference.importance import ImportanceSamples, importance_sample
 from .inference.independence import IndependenceMH
@@ -69,7 +70,7 @@ __all__ = [  # noqa: RUF022  # in the order in which a user meets them
     # inference
     "AutoRealNVP", "FiniteELBO", "NeuTra", "IndependenceMH", "importance_sample", "ImportanceSamples",
     "effective_sample_size", "pareto_k", "pareto_k_spread", "pareto_k_threshold", "pareto_smooth",
-    "PathGradientDistribution",
+    "PathGradientDistribution", "to_arviz",
     # networks
     "MLP", "ResNet", "ConvNet", "GatedAttention", "GatedConvs", "AttentiveConvs", "Conditioner", "CoordinateFeatures",
     # bijections
