@@ -196,5 +196,5 @@ def _log_likelihood(
             trace = _run(model, args, kwargs, {name: value[chain, index] for name, value in grouped.items()})
             trace.compute_log_prob(lambda name, site: name in found)
             for name, values in found.items():
-                values.append(trace.nodes[name]["unscaled_log_prob"])  # type: ignore[arg-type]
+                values.append(trace.nodes[name]["unscaled_log_prob"])
     return {name: torch.stack(values).unflatten(0, (chains, count)) for name, values in found.items()}
