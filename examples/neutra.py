@@ -3,7 +3,7 @@
     python examples/neutra.py                       # the three targets
     python examples/neutra.py --targets funnel      # only Neal's funnel
 
-A guide with RealNVP couplings is trained on each target by SVI. Then
+The default guide is trained on each target by SVI. Then
 
     funnel      v ~ N(0, 3^2), nine x_i ~ N(0, exp(v/2)^2) (Neal, 2003): NUTS on the model as it is, and through the
                 guide (NeuTra; Hoffman et al., 2019);
@@ -22,8 +22,11 @@ Rows of ``metrics.jsonl``, one for each target and sampler, with the same chains
 
     min_bulk_ess        the smallest bulk effective sample size (ArviZ) of all coordinates, over all chains;
     gradients           evaluations of the log-density with its gradient after the warm-up, that is leapfrog steps;
-                        training and warm-up are not counted, and stand in ``gradients_warmup`` and ``train_seconds``;
-    ess_per_gradient    their quotient; the NeuTra rows also have ``gain``, its ratio to that of plain NUTS;
+    gradients_warmup    those of the warm-up;
+    gradients_training  those by which the guide was made: every draw of every step, and every evaluation of the search
+                        for its start; 0 for plain NUTS;
+    ess_per_gradient    min_bulk_ess / gradients; the NeuTra rows also have ``gain``, its ratio to that of plain NUTS;
+    ess_per_gradient_total, gain_total   the same with all three kinds of gradients counted, for both samplers;
     divergences         after the warm-up;
     mean_error          |mean - true mean| / true sd of the first coordinate (v, a),
     sd_ratio            its sd over the true sd; for bimodal ``right_mode``, the share in the right mode (true: 0.7).
@@ -38,9 +41,9 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -54,7 +57,8 @@ from pyro.infer import MCMC, NUTS, Trace_ELBO
 from pyro.infer.mcmc.util import initialize_model
 from torch import Tensor
 
-from pyro_realnvp import MLP, AutoRealNVP, Checkpoint, IndependenceMH, NeuTra, importance_sample, realnvp_transforms
+from pyro_realnvp import AutoRealNVP, Checkpoint, IndependenceMH, NeuTra, importance_sample
+from pyro_realnvp.inference.sites import log_joints
 from pyro_realnvp.training.divergence import Recovery
 from pyro_realnvp.training.loop import Progress, cosine_schedule, gradient_step, run_steps
 
@@ -170,12 +174,23 @@ class Chains:
 class Counted:
     """Counts the evaluations of a potential; NUTS takes the gradient of every one."""
 
-    def __init__(self, potential: Callable[[dict[str, Tensor]], Tensor]) -> None:
-        self.potential, self.calls, self.warmup_calls = potential, 0, 0
+    def __init__(self) -> None:
+        self.calls, self.warmup_calls = 0, 0
 
-    def __call__(self, parameters: dict[str, Tensor]) -> Tensor:
-        self.calls += 1
-        return self.potential(parameters)
+    def initialize_model(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        """Stands in for Pyro's function of this name, by which a kernel makes its potential."""
+        initial, potential, *others = initialize_model(*args, **kwargs)
+
+        def counted(parameters: dict[str, Tensor]) -> Tensor:
+            self.calls += 1
+            return potential(parameters)
+
+        return initial, counted, *others
+
+    def log_joints(self, guide: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Stands in for the log-density at the rows of x in the search of a guide for its start."""
+        self.calls += len(x)
+        return log_joints(guide, x, *args, **kwargs)
 
     def watch(self, kernel: object, parameters: object, stage: str, step: int) -> None:
         """Notes the number of evaluations in the warm-up, as a hook of MCMC."""
@@ -201,12 +216,12 @@ def run_chain(model: Model, options: argparse.Namespace, chain: int) -> dict[str
     """Runs one chain of NUTS from its own seed."""
     set_seed(1000 * options.seed + chain)
     # A compiled potential takes a third of the time.
-    initial, potential, transforms, _ = initialize_model(model, jit_compile=True, skip_jit_warnings=True)
-    counted = Counted(potential)
-    kernel = NUTS(potential_fn=counted, target_accept_prob=options.accept)
-    start = {"initial_params": initial, "transforms": transforms}
-    mcmc = MCMC(kernel, options.samples, options.warmup, hook_fn=counted.watch, disable_progbar=True, **start)
-    mcmc.run()
+    settings = {"target_accept_prob": options.accept, "jit_compile": True, "ignore_jit_warnings": True}
+    kernel = model.kernel(**settings) if isinstance(model, NeuTra) else NUTS(model, **settings)
+    counted = Counted()
+    mcmc = MCMC(kernel, options.samples, options.warmup, hook_fn=counted.watch, disable_progbar=True)
+    with patch("pyro.infer.mcmc.hmc.initialize_model", counted.initialize_model):
+        mcmc.run()
     samples = model.get_samples(mcmc) if isinstance(model, NeuTra) else mcmc.get_samples()
     return {
         "samples": side_by_side(samples).detach(),
@@ -232,12 +247,13 @@ def run_independence(model: Model, guide: Model, options: argparse.Namespace) ->
 # ------------------------------------------------------------------------------------------------------ the training
 
 
-def make_guide(name: str, options: argparse.Namespace) -> AutoRealNVP:
-    target = TARGETS[name]
-    flow = partial(realnvp_transforms, couplings=options.couplings, net=partial(MLP, hidden=options.hidden))
-    guide = AutoRealNVP(target.model, flow, init_scale=target.init_scale, name=name)
-    guide.initialize()
-    return guide
+def make_guide(name: str) -> tuple[AutoRealNVP, int]:
+    """Makes the guide, and counts the evaluations of the log-density in the search for its start."""
+    target, counted = TARGETS[name], Counted()
+    guide = AutoRealNVP(target.model, init_scale=target.init_scale, name=name)
+    with patch("pyro_realnvp.inference.start.log_joints", counted.log_joints):
+        guide.initialize()
+    return guide, counted.calls
 
 
 def train(name: str, guide: AutoRealNVP, options: argparse.Namespace, run: Run, checkpoint: Checkpoint) -> None:
@@ -274,21 +290,22 @@ def train(name: str, guide: AutoRealNVP, options: argparse.Namespace, run: Run, 
 def compare(name: str, options: argparse.Namespace, run: Run) -> dict[str, Tensor]:
     """Trains, samples in both ways, writes their rows, and returns the points (N, D) to draw."""
     target, metrics = TARGETS[name], run.metrics
-    guide = make_guide(name, options)
+    guide, searched = make_guide(name)
+    training = searched + options.steps * options.particles
     with run.stage(name) as checkpoint:
         if checkpoint.result is None:
             train(name, guide, options, run, checkpoint)
             trained = round(checkpoint.seconds, 1)
             draws = importance_sample(target.model, guide, num_samples=10_000, parallel=True)
-            row = {"target": name, "sampler": "guide", "train_seconds": trained, "pareto_k": draws.pareto_k}
-            report(metrics, row)
+            row = {"target": name, "sampler": "guide", "train_seconds": trained, "gradients_training": training}
+            report(metrics, {**row, "pareto_k": draws.pareto_k})
             run.finish_stage(checkpoint, guide=guide.state_dict(), draws=side_by_side(draws.samples))
         else:
             guide.load_state_dict(checkpoint.result["guide"])
         of_guide = checkpoint.result["draws"]
 
     plain = run_nuts(target.model, options, run, f"{name}/nuts")
-    row = {"target": name, "sampler": "nuts", **summary(name, plain), "seconds": metrics.seconds}
+    row = {"target": name, "sampler": "nuts", **summary(name, plain), **costs(plain, 0), "seconds": metrics.seconds}
     report(metrics, row)
     points = {"NUTS": plain.samples, "Guide": of_guide}
     if name == "bimodal":
@@ -298,8 +315,9 @@ def compare(name: str, options: argparse.Namespace, run: Run) -> dict[str, Tenso
     else:
         title = "NUTS through the guide"
         chains = run_nuts(NeuTra(target.model, guide), options, run, f"{name}/neutra")
-        gain = chains.min_bulk_ess / chains.gradients / (plain.min_bulk_ess / plain.gradients)
-        extra = {"sampler": "neutra", "gain": gain}
+        extra = {"sampler": "neutra", **costs(chains, training)}
+        for gain, of in (("gain", "ess_per_gradient"), ("gain_total", "ess_per_gradient_total")):
+            extra[gain] = extra[of] / row[of]
     points[title] = chains.samples
     report(metrics, {"target": name, **extra, **summary(name, chains), "seconds": metrics.seconds})
     return {title: value.flatten(0, -2) for title, value in points.items()}
@@ -313,12 +331,23 @@ def summary(name: str, chains: Chains) -> dict[str, float]:
     first = chains.samples[..., 0].double()
     row: dict[str, float] = {"min_bulk_ess": chains.min_bulk_ess}
     if chains.gradients:
-        row |= {"gradients": chains.gradients, "ess_per_gradient": chains.min_bulk_ess / chains.gradients}
-        row |= {"gradients_warmup": chains.warmup_gradients, "divergences": chains.divergences}
+        row["divergences"] = chains.divergences
     if name == "bimodal":
         return row | {"right_mode": float((first > 0).double().mean())}
     deviation = TARGETS[name].deviation
     return row | {"mean_error": float(first.mean().abs()) / deviation, "sd_ratio": float(first.std()) / deviation}
+
+
+def costs(chains: Chains, training: int) -> dict[str, float]:
+    """Counts the gradients of a run of NUTS, and what every one was worth."""
+    ess, total = chains.min_bulk_ess, chains.gradients + chains.warmup_gradients + training
+    return {
+        "gradients": chains.gradients,
+        "gradients_warmup": chains.warmup_gradients,
+        "gradients_training": training,
+        "ess_per_gradient": ess / chains.gradients,
+        "ess_per_gradient_total": ess / total,
+    }
 
 
 def report(metrics: Metrics, row: dict[str, Any]) -> None:
@@ -359,7 +388,7 @@ def panel(axis: Axes, target: Target, values: np.ndarray) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="NUTS through a trained flow, and independence moves.")
-    add_options(parser, out="runs/neutra", steps=1500)
+    add_options(parser, out="runs/neutra", steps=2000)
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS), help="(default: %(default)s)")
     parser.add_argument("--samples", type=whole(4), default=300, help="of each chain (default: %(default)s)")
     parser.add_argument("--warmup", type=COUNT, default=200, help="of each chain (default: %(default)s)")
@@ -367,10 +396,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--accept", type=real(above=0, below=1), default=0.9, help="NUTS adapts to it (default: %(default)s)"
     )
-    parser.add_argument("--particles", type=COUNT, default=512, help="draws a step (default: %(default)s)")
-    parser.add_argument("--couplings", type=COUNT, default=8, help="(default: %(default)s)")
-    parser.add_argument("--hidden", type=COUNT, nargs="+", default=[64, 64], help="widths (default: %(default)s)")
-    parser.add_argument("--lr", type=RATE, default=3e-3, help="highest learning rate (default: %(default)s)")
+    parser.add_argument("--particles", type=COUNT, default=32, help="draws a step (default: %(default)s)")
+    parser.add_argument("--lr", type=RATE, default=5e-3, help="highest learning rate (default: %(default)s)")
     options = parser.parse_args(arguments)
     if options.device not in ("auto", "cpu"):
         parser.error(f"argument --device: NUTS on models this small belongs on the CPU, but got {options.device}")

@@ -36,6 +36,7 @@ from .flow import Flow
 from .image_flow import ImageFlow
 from .inference.finite import FiniteELBO
 from .inference.fit_guide import fit_guide
+from .inference.for_arviz import to_arviz
 from .inference.guide import AutoRealNVP
 from .inference.guide_report import GuideReport
 from .inference.importance import ImportanceSamples, importance_sample
@@ -72,7 +73,7 @@ __all__ = [  # noqa: RUF022  # in the order in which a user meets them
     "AutoRealNVP", "fit_guide", "GuideReport", "FiniteELBO", "NeuTra", "IndependenceMH",
     "importance_sample", "ImportanceSamples",
     "effective_sample_size", "pareto_k", "pareto_k_spread", "pareto_k_threshold", "pareto_smooth",
-    "PathGradientDistribution",
+    "PathGradientDistribution", "to_arviz",
     # networks
     "MLP", "ResNet", "ConvNet", "GatedAttention", "GatedConvs", "AttentiveConvs", "Conditioner", "CoordinateFeatures",
     # bijections

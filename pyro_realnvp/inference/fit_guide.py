@@ -53,10 +53,10 @@ def fit_guide(
         report.samples.resample(1000)           # draws that the importance weights have corrected
 
     Steps are those of ``ClippedAdam`` on ``Trace_ELBO(particles, vectorize_particles=True)``, with a learning rate that
-    falls by 0.1 % a step, while nothing is annealed; those that are not finite are left out (:class:`FiniteELBO`). The training ends when the mean
-    ELBO of the last 500 steps is not above that of the 500 before by more than twice its standard error, or 0.002 nats,
-    at three looks in a row, one every 100 steps. Then the guide has its last parameters or their moving average,
-    whichever has the higher ELBO.
+    falls by 0.1 % a step, but stays while the model is annealed; those that are not finite are left out
+    (:class:`FiniteELBO`). The training ends when the mean ELBO of the last 500 steps is not above that of the 500
+    before by more than twice its standard error, or 0.002 nats, at three looks in a row, one every 100 steps. Then the
+    guide has its last parameters or their moving average, whichever has the higher ELBO.
 
     Args:
         model: a Pyro model.

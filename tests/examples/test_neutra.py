@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from pyro import poutine
 
 import neutra
 
-TINY = ["--steps", "4", "--particles", "4", "--couplings", "2", "--hidden", "8"]
+TINY = ["--steps", "4", "--particles", "4"]
 TINY += ["--samples", "6", "--warmup", "4", "--chains", "2"]
 
 
@@ -33,11 +34,17 @@ def test_a_run_writes_rows_and_picture(tmp_path: Path) -> None:
             assert row["gradients"] >= 12
             assert row["gradients_warmup"] >= 8
             assert row["ess_per_gradient"] == pytest.approx(row["min_bulk_ess"] / row["gradients"])
+            total = row["gradients"] + row["gradients_warmup"] + row["gradients_training"]
+            assert row["ess_per_gradient_total"] == pytest.approx(row["min_bulk_ess"] / total)
             assert row["divergences"] >= 0
         if sampler != "guide":
             assert ("right_mode" if target == "bimodal" else "sd_ratio") in row
     plain, warped = rows["banana", "nuts"], rows["banana", "neutra"]
-    assert warped["gain"] == pytest.approx(warped["ess_per_gradient"] / plain["ess_per_gradient"])
+    for gain, of in (("gain", "ess_per_gradient"), ("gain_total", "ess_per_gradient_total")):
+        assert warped[gain] == pytest.approx(warped[of] / plain[of])
+    assert plain["gradients_training"] == 0
+    # 16 draws of the training, and two hundred batches of 32 at least of the search for the start.
+    assert warped["gradients_training"] == rows["banana", "guide"]["gradients_training"] >= 6416
     assert 0 < rows["bimodal", "independence"]["acceptance_rate"] <= 1
     assert (tmp_path / "neutra.png").read_bytes().startswith(b"\x89PNG")
 
@@ -68,15 +75,19 @@ def test_the_bimodal_density_has_the_share_it_promises() -> None:
 
 def test_gradients_are_counted() -> None:
     """A tree of depth d has 2^d - 1 leapfrog steps: at depth 1 a sample costs one gradient, but for the first."""
-    calls: list[str] = []
-    counted = neutra.Counted(lambda parameters: calls.append("call") or 0.5 * parameters["z"].square().sum())
-    kernel = neutra.NUTS(potential_fn=counted, max_tree_depth=1, step_size=0.1, adapt_step_size=False)
-    start = {"z": torch.zeros(2)}
-    mcmc = neutra.MCMC(kernel, 20, 10, initial_params=start, transforms={}, hook_fn=counted.watch, disable_progbar=True)
-    mcmc.run()
-    assert counted.calls == len(calls)
+    counted = neutra.Counted()
+    kernel = neutra.NUTS(neutra.banana, max_tree_depth=1, step_size=0.1, adapt_step_size=False)
+    mcmc = neutra.MCMC(kernel, 20, 10, hook_fn=counted.watch, disable_progbar=True)
+    with patch("pyro.infer.mcmc.hmc.initialize_model", counted.initialize_model):
+        mcmc.run()
     assert counted.calls - counted.warmup_calls == 20
     assert 10 <= counted.warmup_calls <= 12
+
+
+def test_the_search_for_a_start_is_counted() -> None:
+    """Where it does not take place, nothing is."""
+    assert neutra.make_guide("bimodal")[1] == 0
+    assert neutra.make_guide("banana")[1] > 6400
 
 
 def test_annealing_goes_from_flat_to_the_target() -> None:

@@ -135,6 +135,42 @@ def test_the_posterior_under_its_own_names(posterior: Any) -> None:
     agrees(neutra.get_samples(mcmc), posterior, 0.35)
 
 
+def test_chains_start_at_draws_of_the_guide(guide: Any) -> None:
+    """Far from where Pyro's own start would be: the base is moved there."""
+    neutra = NeuTra(model, guide)
+    base, transform = neutra._base_and_transform()
+    neutra._base_and_transform = lambda: (dist.Normal(base.mean + 50.0, 1.0).to_event(1).mask(False), transform)
+    starts = []
+    for _ in range(200):
+        kernel = neutra.kernel()
+        kernel.setup(10, DATA)
+        starts.append(kernel.initial_params["_neutra_latent"])
+    z = torch.stack(starts) - 50.0
+    assert z.shape == (200, 5)
+    assert z.mean(0).abs().max() < 4 * 200**-0.5
+    assert (z.std(0) - 1).abs().max() < 4 * 400**-0.5
+
+
+def test_the_kernel_has_only_a_step_size_to_find(guide: Any) -> None:
+    kernel = NeuTra(model, guide).kernel()
+    assert kernel.step_size == pytest.approx(5**-0.25)
+    mcmc = MCMC(kernel, 2, 40, disable_progbar=True, hook_fn=lambda kernel, *_: metrics.append(_metric(kernel)))
+    metrics: list[Tensor] = []
+    mcmc.run(DATA)
+    assert all((metric == 1).all() for metric in metrics)
+    assert kernel.step_size != pytest.approx(5**-0.25)
+    adapted = NeuTra(model, guide).kernel(adapt_mass_matrix=True, step_size=0.1, target_accept_prob=0.95)
+    assert adapted.step_size == 0.1
+    mcmc = MCMC(adapted, 2, 40, disable_progbar=True, hook_fn=lambda kernel, *_: metrics.append(_metric(kernel)))
+    mcmc.run(DATA)
+    assert (metrics[-1] != 1).all()
+
+
+def _metric(kernel: Any) -> Tensor:
+    (metric,) = kernel.inverse_mass_matrix.values()
+    return metric.clone()
+
+
 def test_samples_as_plain_mcmc_gives_them(guide: Any) -> None:
     """Names, shapes, dtypes and order of chains and samples."""
     neutra = NeuTra(model, guide)
