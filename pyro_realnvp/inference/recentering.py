@@ -107,7 +107,7 @@ def _transformed(fn: Any) -> Any:
 
 def _is_loc_scale(fn: Any) -> bool:
     # Stable has a choice of coordinates beside its parameters, which LocScaleReparam would lose.
-    if not isinstance(fn, dist.Distribution) or isinstance(fn, dist.Stable):
+    if not isinstance(fn, torch.distributions.Distribution) or isinstance(fn, dist.Stable):
         return False
     return {"loc", "scale"} <= {*fn.arg_constraints} and fn.support is constraints.real
 
