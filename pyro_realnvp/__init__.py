@@ -44,6 +44,7 @@ from .inference.independence import IndependenceMH
 from .inference.neutra import NeuTra
 from .inference.pareto import effective_sample_size, pareto_k, pareto_k_spread, pareto_k_threshold, pareto_smooth
 from .inference.path_gradient import PathGradientDistribution
+from .inference.recentering import Recentered
 from .networks.attention import AttentiveConvs, GatedAttention, GatedConvs
 from .networks.conditioner import Conditioner
 from .networks.convnet import ConvNet
@@ -70,7 +71,7 @@ __all__ = [  # noqa: RUF022  # in the order in which a user meets them
     "fit", "History", "save", "load", "Checkpoint", "recompute", "rebuild", "synchronize", "recalibrate",
     "diagnose", "Diagnosis",
     # inference
-    "AutoRealNVP", "fit_guide", "GuideReport", "FiniteELBO", "NeuTra", "IndependenceMH",
+    "AutoRealNVP", "fit_guide", "GuideReport", "Recentered", "FiniteELBO", "NeuTra", "IndependenceMH",
     "importance_sample", "ImportanceSamples",
     "effective_sample_size", "pareto_k", "pareto_k_spread", "pareto_k_threshold", "pareto_smooth",
     "PathGradientDistribution", "to_arviz",

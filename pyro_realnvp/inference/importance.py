@@ -10,7 +10,9 @@ from typing import Any
 
 import pyro
 import torch
+from pyro import distributions as dist
 from pyro import poutine
+from pyro.distributions import MaskedDistribution
 from pyro.poutine import Trace
 from pyro.poutine.util import prune_subsample_sites
 from torch import Size, Tensor
@@ -32,7 +34,8 @@ class ImportanceSamples:
     """Draws z_s of a guide q with their log-weights log w_s = log p(x, z_s) - log q(z_s), s = 1, ..., S.
 
     Attributes:
-        samples: the draws by the name of their site, each (S, \\*shape of the site).
+        samples: the draws by the name of their site, each (S, \\*shape of the site): of the latent sites, and the
+            values there of the deterministic sites of the model.
         log_weights: (S,), not normalised.
     """
 
@@ -118,6 +121,7 @@ def importance_sample(
         names = _shared_sites(guide_trace, model_trace)
         _reject_subsampling(guide_trace, model_trace)
         nesting = plate_nesting(guide_trace, model_trace)
+        names += [name for name, site in model_trace.nodes.items() if _is_deterministic(site)]
         shapes: dict[str, Any] = {name: model_trace.nodes[name]["value"].shape for name in names}  # type: ignore[union-attr]
         draws, log_weights = [], []
         for start in range(0, num_samples, size if parallel else 1):
@@ -129,7 +133,7 @@ def importance_sample(
                 guide_trace, model_trace = _traces(model, guide, args, kwargs)
             dim = -1 - nesting if parallel else None
             log_weights.append((log_prob_of(model_trace, dim) - log_prob_of(guide_trace, dim)).expand(count))
-            draws.append({name: _draws(guide_trace, name, count, shape) for name, shape in shapes.items()})
+            draws.append({name: _draws(model_trace, name, count, shape) for name, shape in shapes.items()})
     return ImportanceSamples(
         {name: torch.cat([part[name] for part in draws]) for name in names}, check_log_weights(torch.cat(log_weights))
     )
@@ -157,6 +161,16 @@ def _shared_sites(guide_trace: Trace, model_trace: Trace) -> list[str]:
 
 def _latent_sites(trace: Trace) -> list[str]:
     return [name for name, site in trace.iter_stochastic_nodes() if not (site["infer"] or {}).get("is_auxiliary")]
+
+
+def _is_deterministic(site: Any) -> bool:
+    # By what it is: the mark that pyro.deterministic makes is not on the sites that a reparametrisation leaves.
+    return site["type"] == "sample" and site["is_observed"] and _is_masked_delta(site["fn"])
+
+
+def _is_masked_delta(fn: Any) -> bool:
+    masked = isinstance(fn, MaskedDistribution) and fn._mask is False
+    return masked and isinstance(fn.base_dist, dist.Delta)
 
 
 def _reject_subsampling(*traces: Trace) -> None:
