@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .warm_start import LogDensity, score_of
+from .warm_start import Gaussian, LogDensity, score_of
 
 _ROUNDS = 4  # of L-BFGS, each in the coordinates that the last one has scaled
 _GAIN = 0.1  # nats that a round must bring for another one
@@ -35,6 +35,12 @@ class LowRankGaussian(NamedTuple):
 
     def draws(self, z: Tensor) -> Tensor:
         return self.loc + self.scale * (z + ((z @ self.directions) * self.stretch) @ self.directions.T)
+
+    def dense(self) -> Gaussian:
+        """Returns loc and the lower-triangular scale (D, D)."""
+        root = self.directions * (2 * self.stretch + self.stretch.square())
+        covariance = torch.eye(len(self.loc)).to(root) + root @ self.directions.T
+        return self.loc, torch.linalg.cholesky(self.scale[:, None] * covariance * self.scale)
 
     def log_det(self) -> Tensor:
         return self.scale.log().sum() + self.stretch.log1p().sum()

@@ -1,6 +1,7 @@
 """Where a guide begins: the constants of its last layer."""
 
 import warnings
+from contextlib import suppress
 from typing import Any
 
 import pyro
@@ -69,7 +70,11 @@ def _dense(
     """Returns the layer, and whether nothing better than the first Gaussian was found."""
     chart = Chart(density, loc, angles, draws=8 * batch) if angles else None
     searched, origin = (density, loc) if chart is None else (chart, chart.start)
-    mean, root = best_gaussian(searched, origin, scale, batch=batch, steps=steps)
+    # Batch-and-match knows correlations, but with dozens of latents of very different scales it does not arrive.
+    others = []
+    with suppress(RuntimeError):  # a Cholesky factorisation, as of scales that differ by 1e8
+        others.append(low_rank_gaussian(searched, origin, scale, batch=batch, steps=steps, rank=_RANK).dense())
+    mean, root = best_gaussian(searched, origin, scale, batch=batch, steps=steps, others=others)
     nothing = torch.equal(root, scale * torch.eye(len(loc)).to(root))
     if chart is not None:
         mean, root = chart.constants(mean, root)

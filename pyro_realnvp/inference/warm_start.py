@@ -1,7 +1,7 @@
 """Finds a Gaussian near an unnormalised density, from its gradients alone: the start of a guide."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -11,9 +11,17 @@ LogDensity = Callable[[Tensor], Tensor]
 Gaussian = tuple[Tensor, Tensor]
 
 
-def best_gaussian(log_density: LogDensity, loc: Tensor, scale: float, *, batch: int, steps: int) -> Gaussian:
-    """Finds the Gaussian with the highest ELBO among a few: batch-and-match from N(loc, scale^2 I), and from
-    the Laplace approximation at the mode near it.
+def best_gaussian(
+    log_density: LogDensity,
+    loc: Tensor,
+    scale: float,
+    *,
+    batch: int,
+    steps: int,
+    others: Sequence[Gaussian] = (),
+) -> Gaussian:
+    """Finds the Gaussian with the highest ELBO among a few: batch-and-match from N(loc, scale^2 I), from the Laplace
+    approximation at the mode near it, and from others.
 
     Where a likelihood is far sharper at ``loc`` than at the mode only the second start converges; where the mode is far
     from most of the mass, as in a funnel, only the first. Both starts themselves are among the few. The first walks at
@@ -24,13 +32,15 @@ def best_gaussian(log_density: LogDensity, loc: Tensor, scale: float, *, batch: 
         log_density: maps (S, D) to (S,); differentiable, may be -inf, inf or NaN in places.
         loc, scale: of the Gaussian to begin with, loc of shape (D,).
         batch, steps: as for :func:`batch_and_match`.
+        others: that are known already, each loc (D,) and a lower-triangular scale (D, D).
 
     Returns:
         loc (D,) and the lower-triangular scale (D, D), of the dtype of ``loc``.
     """
     start = loc, scale * torch.eye(len(loc), dtype=loc.dtype, device=loc.device)
-    found = [start, _laplace(log_density, *start)]
-    for origin, pace in zip(tuple(found), (max(batch, len(loc)), batch * len(loc)), strict=True):
+    found = [start, _laplace(log_density, *start), *others]
+    paces = [max(batch, len(loc)), *(batch * len(loc) for _ in found[1:])]
+    for origin, pace in zip(tuple(found), paces, strict=True):
         try:
             found.append(batch_and_match(log_density, *origin, batch=batch, steps=steps, pace=pace))
         except LinAlgError:  # it diverged
