@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any
 
+import pyro
 import torch
 from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO
@@ -18,9 +19,13 @@ from pyro.optim import ClippedAdam
 from torch import Tensor
 
 from .._runtime.checks import at_least
+from ..bases.mixture import MixtureBase
 from .finite import FiniteELBO
+from .guide import AutoRealNVP
 from .guide_report import GuideReport, missed_places, shifts
 from .importance import importance_sample
+from .modes import place_components, rebalance
+from .sites import log_joints, plate_nesting
 
 _WINDOW = 500  # steps, of which two are compared
 _GAIN = 0.002  # nats: less is no rise
@@ -58,6 +63,14 @@ def fit_guide(
     before by more than twice its standard error, or 0.002 nats, at three looks in a row, one every 100 steps. Then the
     guide has its last parameters or their moving average, whichever has the higher ELBO.
 
+    For a posterior with several modes, give the guide a wide start and a mixture as base:
+
+        guide = AutoRealNVP(model, base=partial(MixtureBase, components=4), init_scale=4.0)
+
+    Before the training of a guide that has seen no model yet, its components are put on the modes that are found by
+    climbing from wide draws, and after every training they get the shares that importance weights see in them
+    (:mod:`pyro_realnvp.inference.modes`).
+
     Args:
         model: a Pyro model.
         guide: for it, an :class:`AutoRealNVP` or another automatic guide of Pyro.
@@ -84,8 +97,13 @@ def fit_guide(
     if annealing is not None and not 0 < annealing < 1:
         raise ValueError(f"annealing must be between 0 and 1, but got {annealing}.")
     start = time.perf_counter()
+    fresh = isinstance(guide, AutoRealNVP) and guide.prototype_trace is None
     with poutine.block():
         guide(*args, **kwargs)  # makes its parameters
+    mixture = _mixture(guide) if vectorize else None
+    if mixture is not None and fresh:
+        base, transform, density = mixture, *_flow_and_density(guide, args, kwargs)
+        place_components(base, transform, density)
     bound = FiniteELBO(Trace_ELBO(particles, vectorize_particles=vectorize))
     beta = 1.0
 
@@ -119,6 +137,13 @@ def fit_guide(
                     break
     seconds = time.perf_counter() - start
     _take_better(model, guide, average, args, kwargs, draws=min(draws, 2000), vectorize=vectorize)
+    if mixture is not None:
+        transform, density = _flow_and_density(guide, args, kwargs)
+        with torch.no_grad():
+            z = mixture().sample((draws,))
+            x = transform(z)
+            log_q = mixture().log_prob(z) - transform.log_abs_det_jacobian(z, x)
+            rebalance(mixture, z, density(x) - log_q)
     return _report(
         model,
         guide,
@@ -131,6 +156,26 @@ def fit_guide(
         converged=still == _CHECKS,
         seconds=seconds,
     )
+
+
+def _mixture(guide: AutoGuide) -> MixtureBase | None:
+    """Returns the base of a guide, if it is a mixture."""
+    base = guide._modules.get("base") if isinstance(guide, AutoRealNVP) else None
+    return base if isinstance(base, MixtureBase) else None
+
+
+def _flow_and_density(
+    guide: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[Any, Callable[[Tensor], Tensor]]:
+    """Returns z -> x of a guide, and the log-density of the model over x."""
+    with poutine.block():
+        nesting = plate_nesting(poutine.trace(guide.model).get_trace(*args, **kwargs))
+
+    def density(x: Tensor) -> Tensor:
+        with poutine.block(), pyro.validation_enabled(False):
+            return log_joints(guide, x, args, kwargs, nesting=nesting)
+
+    return guide.get_transform(), density
 
 
 def _mean(values: list[float]) -> float:

@@ -14,10 +14,10 @@ from pyro.infer.autoguide.guides import AutoContinuous
 from torch import Tensor
 
 from .importance import ImportanceSamples
+from .modes import climb
 from .pareto import pareto_k_threshold
 from .sites import log_joints, plate_nesting
 
-_STARTS, _ASCENTS = 64, 200
 _WIDER = (2.0, 5.0, 12.0)  # times the deviations of the guide, from which points climb
 _EXCESS = 5.0  # nats
 _EQUAL = 0.01  # nats, to which weights are equal
@@ -78,7 +78,7 @@ class GuideReport:
             found.append(
                 f"The posterior is up to e^{float(self.missed_excess.max()):.0f} times as dense as the guide in "
                 f"{len(self.missed_excess)} place(s) where it hardly draws: there may be other modes. Give it a wide "
-                f"init_scale and fit_guide annealing=0.01."
+                f"init_scale, and base=partial(MixtureBase, components=...)."
             )
         if not self.converged:
             found.append(f"The ELBO was still rising after {self.steps} steps: allow more.")
@@ -131,35 +131,23 @@ def missed_places(
     posterior = guide.get_posterior(*args, **kwargs)
     with poutine.block(), pyro.validation_enabled(False):
         nesting = plate_nesting(poutine.trace(guide.model).get_trace(*args, **kwargs))
-        with torch.no_grad():
-            draws = posterior.sample((2000,))
-        center, spread = draws.mean(0), draws.std(0)
-        narrow = ((draws - center) / spread)[: len(_WIDER) * _STARTS].split(_STARTS)
-        u = torch.cat([factor * part for factor, part in zip(_WIDER, narrow, strict=True)]).requires_grad_()
-        optimizer = torch.optim.Adam([u], lr=0.1)
 
         def density(x: Tensor) -> Tensor:
             return log_joints(guide, x, args, kwargs, nesting=nesting)
 
-        for _ in range(_ASCENTS):
-            optimizer.zero_grad()
-            with torch.enable_grad():
-                value = density(center + spread * u)
-                torch.where(value.isfinite(), -value, 0).sum().backward()
-            if u.grad is not None:
-                u.grad.nan_to_num_(0, 0, 0)
-            optimizer.step()
         with torch.no_grad():
-            x = center + spread * u
-            log_p = density(x)
+            draws = posterior.sample((2000,))
+        x = climb(density, draws, _WIDER)
+        with torch.no_grad():
+            log_p, known = density(x), density(draws)
             excess = log_p - posterior.log_prob(x) - log_evidence
-            known = density(draws)
     dense = log_p >= known[known.isfinite()].min() if known.isfinite().any() else log_p.isfinite()
     excess = torch.where(excess.isfinite() & dense, excess, -math.inf)
+    places = x / draws.std(0)
     kept: list[int] = []
     for index in excess.argsort(descending=True).tolist():
         if excess[index] <= _EXCESS:
             break
-        if all((u[index] - u[other]).detach().abs().max() > 1 for other in kept):
+        if all((places[index] - places[other]).abs().max() > 1 for other in kept):
             kept.append(index)
     return x[kept], excess[kept]

@@ -4,6 +4,7 @@ Seconds and errors on two targets with two modes, by ``pytest -m slow -s tests/i
 """
 
 import math
+from functools import partial
 
 import pyro
 import pyro.distributions as dist
@@ -11,7 +12,7 @@ import pytest
 import torch
 from pyro.infer.autoguide import AutoNormal
 
-from pyro_realnvp import AutoRealNVP, fit_guide
+from pyro_realnvp import AutoRealNVP, MixtureBase, fit_guide
 from pyro_realnvp.inference.fit_guide import _rises
 
 DATA = torch.tensor([1.2, 0.4, 2.1, 1.5])
@@ -156,14 +157,25 @@ def test_a_rise_is_told_from_noise():
     assert not _rises((10 - 1e-6 * torch.arange(1000)).tolist())
 
 
+@pytest.mark.parametrize("dim", [2, 10])
+def test_components_begin_at_the_modes(dim):
+    pyro.set_rng_seed(0)
+    guide = AutoRealNVP(bimodal(dim), base=partial(MixtureBase, components=3), init_scale=4.0)
+    report = fit_guide(bimodal(dim), guide, steps=1, progress=False)
+    right = (report.samples.samples["z"][:, 0] > 0).double().mean().item()
+    assert right == pytest.approx(0.7, abs=0.05)
+    assert report.ess > 0.8
+    assert report.log_evidence == pytest.approx(0, abs=0.05)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dim", [2, 10])
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_annealing_finds_both_modes(dim, seed):
+def test_both_modes_are_found(dim, seed):
     pyro.set_rng_seed(seed)
     model = bimodal(dim)
-    guide = AutoRealNVP(model, init_scale=4.0)
-    report = fit_guide(model, guide, annealing=0.01, progress=False)
+    guide = AutoRealNVP(model, base=partial(MixtureBase, components=4), init_scale=4.0)
+    report = fit_guide(model, guide, progress=False)
     share = (guide.sample_posterior((50_000,))["z"][:, 0] > 0).double().mean().item()
     print(f"\n{dim} dimensions: right mode {share:.3f} for 0.7\n{report}")
     assert share == pytest.approx(0.7, abs=0.05)
