@@ -63,7 +63,7 @@ def place_components(base: MixtureBase, transform: Any, log_density: LogDensity)
     with torch.no_grad():
         draws = transform(base().sample((len(_WIDER) * _CLIMBERS,)))
     ends = climb(log_density, draws)
-    shares, means, roots = _gaussians(log_density, ends, base.components)
+    shares, means, roots = _gaussians(log_density, ends, draws.std(0), base.components)
     if len(shares) < 2:
         return len(shares)
     shares, means, roots = _population_monte_carlo(log_density, shares, means, roots)
@@ -97,7 +97,7 @@ def rebalance(base: MixtureBase, z: Tensor, log_weights: Tensor) -> None:
     base.logits.copy_(share.clamp(min=1e-6).log())
 
 
-def _gaussians(log_density: LogDensity, ends: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor]:
+def _gaussians(log_density: LogDensity, ends: Tensor, reach: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor]:
     """Returns shares (M,), modes (M, D) and roots of the covariances (M, D, D) at up to ``most`` different ends."""
     with torch.no_grad():
         height = log_density(ends)
@@ -112,7 +112,7 @@ def _gaussians(log_density: LogDensity, ends: Tensor, most: int) -> tuple[Tensor
         )
         if near or not height[index].isfinite():
             continue
-        root = _root_of_curvature(log_density, ends[index])
+        root = _root_of_curvature(log_density, ends[index], reach)
         if root is not None:
             shares.append(float(height[index]) + float(root.diagonal().log().sum()))
             means.append(x)
@@ -124,13 +124,24 @@ def _gaussians(log_density: LogDensity, ends: Tensor, most: int) -> tuple[Tensor
     return torch.tensor(shares, dtype=torch.float64).softmax(0), torch.stack(means), torch.stack(roots)
 
 
-def _root_of_curvature(log_density: LogDensity, x: Tensor) -> Tensor | None:
-    """Returns the lower-triangular root of the covariance by the curvature, or None where that is not negative."""
-    try:
-        hessian = torch.autograd.functional.hessian(lambda x: -log_density(x[None]).sum(), x).double()
-        return torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky((hessian + hessian.T) / 2)))
-    except RuntimeError:
-        return None
+def _root_of_curvature(log_density: LogDensity, x: Tensor, reach: Tensor) -> Tensor | None:
+    """Returns the lower-triangular root of the covariance by the curvature, or None where that is not negative.
+
+    By differences of gradients, at first over a thousandth of ``reach`` (D,), then over a tenth of the deviations that
+    are found: torch's second derivative of logaddexp is NaN where one mode is much lower than the other.
+    """
+    step, root = 1e-3 * reach, None
+    for _ in range(2):
+        away = torch.diag(step)
+        score = score_of(log_density, torch.cat([x + away, x - away])).double()
+        above, below = score.split(len(x))
+        hessian = (below - above) / (2 * step.double()[:, None])
+        precision, failed = torch.linalg.cholesky_ex((hessian + hessian.T) / 2)
+        if failed or not precision.isfinite().all():
+            return root
+        root = torch.linalg.cholesky(torch.cholesky_inverse(precision))
+        step = 0.1 * root.norm(dim=1).to(x)
+    return root
 
 
 @torch.no_grad()
