@@ -32,6 +32,7 @@ _GAIN = 0.002  # nats: less is no rise
 _CHECKS = 3  # in a row, every 100 steps, that see no rise
 _EMA = 0.99  # of the parameters
 _DECAY = 0.999  # of the learning rate, in a step
+_MOST = 256  # latents, up to which other modes are searched for
 _DRAWS = 250  # which the spread of k-hat takes
 _ANNEALED = 0.7  # share of the steps in which the temperature falls
 
@@ -242,7 +243,7 @@ def _report(
     )
     log_weights = samples.log_weights.double()
     missed: tuple[Tensor | None, Tensor | None] = (None, None)
-    if vectorize and isinstance(guide, AutoContinuous):
+    if vectorize and isinstance(guide, AutoContinuous) and guide.latent_dim <= _MOST:
         missed = missed_places(model, guide, samples.log_evidence, args, kwargs)
     return GuideReport(
         elbo=float(log_weights.mean()),

@@ -14,12 +14,15 @@ from pyro.infer.autoguide.guides import AutoContinuous
 from torch import Tensor
 
 from .importance import ImportanceSamples
-from .modes import climb
+from .modes import climb, root_of_curvature
 from .pareto import pareto_k_threshold
 from .sites import log_joints, plate_nesting
+from .warm_start import score_of
 
 _WIDER = (2.0, 5.0, 12.0)  # times the deviations of the guide, from which points climb
 _EXCESS = 5.0  # nats
+_SHARE = math.log(100)  # of the evidence, below which a place does not matter
+_PLACES = 20  # that are looked at
 _EQUAL = 0.01  # nats, to which weights are equal
 
 
@@ -120,7 +123,8 @@ def missed_places(
 
     Points x, from the guide with 2, 5 and 12 times its deviations about its mean, follow the gradient of
     log p(x, data) by Adam in units of the deviations of the guide. Those where then log p - log q - log evidence is
-    more than 5 nats, and the density is not below that at all draws of the guide, are kept, one for each place.
+    more than 5 nats are kept, one for each place, if it is a mode, and a Gaussian with the curvature there has a
+    hundredth of the evidence or more: the density of a hierarchy has a spike without mass, where a scale is 0.
 
     Returns:
         x (K, D) and this difference (K,).
@@ -139,15 +143,22 @@ def missed_places(
             draws = posterior.sample((2000,))
         x = climb(density, draws, _WIDER)
         with torch.no_grad():
-            log_p, known = density(x), density(draws)
+            log_p = density(x)
             excess = log_p - posterior.log_prob(x) - log_evidence
-    dense = log_p >= known[known.isfinite()].min() if known.isfinite().any() else log_p.isfinite()
-    excess = torch.where(excess.isfinite() & dense, excess, -math.inf)
-    places = x / draws.std(0)
-    kept: list[int] = []
-    for index in excess.argsort(descending=True).tolist():
-        if excess[index] <= _EXCESS:
-            break
-        if all((places[index] - places[other]).abs().max() > 1 for other in kept):
-            kept.append(index)
+        excess = torch.where(excess.isfinite(), excess, -math.inf)
+        reach = draws.std(0)
+        kept: list[int] = []
+        seen: list[int] = []
+        for index in excess.argsort(descending=True).tolist():
+            if excess[index] <= _EXCESS:
+                break
+            if all(((x[index] - x[other]) / reach).abs().max() > 1 for other in seen):
+                seen.append(index)
+                root = root_of_curvature(density, x[index], reach)
+                if root is not None and (score_of(density, x[index][None]).double() @ root).norm() < 1:  # at a mode
+                    log_mass = float(log_p[index]) + float((math.sqrt(2 * math.pi) * root.diagonal()).log().sum())
+                    if log_mass > log_evidence - _SHARE:
+                        kept.append(index)
+            if len(seen) == _PLACES:
+                break
     return x[kept], excess[kept]

@@ -112,7 +112,7 @@ def _gaussians(log_density: LogDensity, ends: Tensor, reach: Tensor, most: int) 
         )
         if near or not height[index].isfinite():
             continue
-        root = _root_of_curvature(log_density, ends[index], reach)
+        root = root_of_curvature(log_density, ends[index], reach)
         if root is not None:
             shares.append(float(height[index]) + float(root.diagonal().log().sum()))
             means.append(x)
@@ -124,7 +124,7 @@ def _gaussians(log_density: LogDensity, ends: Tensor, reach: Tensor, most: int) 
     return torch.tensor(shares, dtype=torch.float64).softmax(0), torch.stack(means), torch.stack(roots)
 
 
-def _root_of_curvature(log_density: LogDensity, x: Tensor, reach: Tensor) -> Tensor | None:
+def root_of_curvature(log_density: LogDensity, x: Tensor, reach: Tensor) -> Tensor | None:
     """Returns the lower-triangular root of the covariance by the curvature, or None where that is not negative.
 
     By differences of gradients, at first over a thousandth of ``reach`` (D,), then over a tenth of the deviations that

@@ -130,6 +130,20 @@ def test_a_mode_that_the_guide_misses_is_found():
     assert any("other modes" in each for each in report.warnings)
 
 
+def test_a_spike_without_mass_is_no_mode():
+    """The density of a centred hierarchy has no bound where the scale is 0 and all effects are equal."""
+
+    def model():
+        scale = pyro.sample("scale", dist.HalfNormal(1.0))
+        with pyro.plate("groups", 12):
+            effect = pyro.sample("effect", dist.Normal(0.0, scale))
+            pyro.sample("y", dist.Normal(effect, 1.0), obs=torch.linspace(-2, 2, 12))
+
+    pyro.set_rng_seed(0)
+    report = fit_guide(model, AutoRealNVP(model), steps=300, progress=False, draws=1000)
+    assert len(report.missed) == 0
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
