@@ -1,4 +1,4 @@
-"""A hierarchy of 2,000 latents, against its exact posterior: ``pytest -m slow -s tests/inference/test_many_latents.py``."""
+"""A hierarchy of 2,000 latents, exactly known: ``pytest -m slow -s tests/inference/test_many_latents.py``."""
 
 import time
 
