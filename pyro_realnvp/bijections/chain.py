@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import torch
 from pyro.distributions.conditional import ConditionalTransform
 from torch import Size, Tensor
 from torch.distributions import Transform, constraints
@@ -76,6 +77,8 @@ class Chain(Composite):
 
     def _constraint(self, *, output: bool) -> constraints.Constraint:
         # Remembered: torch asks for it 25 times as it makes a distribution.
+        if torch.compiler.is_compiling():  # Dynamo would compile again for a dictionary that has changed
+            return self._find_constraint(output=output)
         if output not in self._known_constraints:
             self._known_constraints[output] = self._find_constraint(output=output)
         return self._known_constraints[output]

@@ -19,6 +19,7 @@ from .low_rank_start import low_rank_gaussian
 from .sites import log_joint, log_joints, plate_nesting
 from .warm_start import LogDensity, best_gaussian
 
+_FEW = 32  # latents, up to which batch-and-match alone arrives
 _MAX_DENSE = 256  # latents, beyond which a covariance is expensive to fit
 _RANK = 16  # beyond them
 
@@ -73,7 +74,8 @@ def _dense(
     # Batch-and-match knows correlations, but with dozens of latents of very different scales it does not arrive.
     others = []
     with suppress(RuntimeError):  # a Cholesky factorisation, as of scales that differ by 1e8
-        others.append(low_rank_gaussian(searched, origin, scale, batch=batch, steps=steps, rank=_RANK).dense())
+        if len(loc) > _FEW:
+            others.append(low_rank_gaussian(searched, origin, scale, batch=batch, steps=steps, rank=_RANK).dense())
     mean, root = best_gaussian(searched, origin, scale, batch=batch, steps=steps, others=others)
     nothing = torch.equal(root, scale * torch.eye(len(loc)).to(root))
     if chart is not None:
