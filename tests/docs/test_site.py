@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pyro_realnvp
 from pyro_realnvp import testing
+from pyro_realnvp._deprecated import DEPRECATED
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -54,3 +55,14 @@ def test_the_home_page_begins_as_the_readme() -> None:
         return path.read_text().partition("```sh")[0].replace("docs/digits.png", "digits.png")
 
     assert first_screen(DOCS / "index.md") == first_screen(ROOT / "README.md")
+
+
+def test_the_changelog_has_every_name_that_goes_and_what_takes_its_place() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| `(.+)` \|$", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    assert dict(rows) == {name: new for name, (_, new) in DEPRECATED.items()}
+
+
+def test_what_is_cited_is_this_version() -> None:
+    (version,) = re.findall(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(), re.M)
+    assert version == pyro_realnvp.__version__
+    assert f"## {version.partition('.dev')[0]} - " in (ROOT / "CHANGELOG.md").read_text()
