@@ -1,4 +1,4 @@
-"""The Python blocks of the home page and of the how-to pages run, and do what the text says of them."""
+"""The Python blocks of the home page, the concepts and the how-to pages run, and do what the text says of them."""
 
 from pathlib import Path
 
@@ -20,6 +20,13 @@ def test_home() -> None:
     names = run(DOCS / "index.md")
     assert names["log_density"].shape == (3000,)
     assert {name: value.shape for name, value in names["posterior"].items()} == {"scale": (1000,), "x": (1000, 3)}
+
+
+def test_concepts() -> None:
+    names = run(DOCS / "concepts.md")
+    before = names["image"](names["pictures"])
+    names["image"].train()
+    assert not torch.allclose(names["image"](names["pictures"]), before, atol=1e-2)  # as the text says of training
 
 
 def test_choose() -> None:
