@@ -3,11 +3,11 @@
 import re
 from pathlib import Path
 
-COUNT = re.compile(r"\b(steps=|num_samples=|warmup_steps=|range\()(\d+)")
+COUNT = re.compile(r"\b(steps=|rows=|num_samples=|warmup_steps=|range\()(\d+)")
 
 
 def shortened(code: str) -> str:
-    """Takes a tenth of the steps and samples; everything else runs as it stands."""
+    """Takes a tenth of the steps, rows and samples; everything else runs as it stands."""
     return COUNT.sub(lambda found: f"{found[1]}{int(found[2]) // 10}", code)
 
 
