@@ -73,6 +73,13 @@ def test_reproducible() -> None:
     assert names["first"] is not names["second"]
 
 
+def test_migrate() -> None:
+    names = run(DOCS / "howto" / "migrate.md")
+    moved = names["pyro_flow"]
+    moved.clear_cache()
+    assert not torch.allclose(moved.log_prob(names["x"]), names["log_density"])  # the flow trains Pyro's own layers
+
+
 def test_cite(capsys: pytest.CaptureFixture[str]) -> None:
     run(DOCS / "howto" / "cite.md")
     assert "Durkan" in capsys.readouterr().out
