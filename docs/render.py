@@ -46,7 +46,8 @@ def run(script: Path, into: Path, *, change: Callable[[str], str] = lambda code:
 
     module = types.ModuleType(script.stem)
     sys.modules[script.stem] = module  # where pickle looks for the classes of a tutorial
-    page, names, pictures = [f"<!-- Written by docs/render.py from {script.name}. -->"], vars(module), 0
+    page: list[str] = []
+    names, pictures = vars(module), 0
     for is_code, text in cells_of(script):
         if not is_code:
             page.append(text)
@@ -63,6 +64,7 @@ def run(script: Path, into: Path, *, change: Callable[[str], str] = lambda code:
             plt.figure(number).savefig(into / name, dpi=80)
             page.append(f"![{plt.figure(number).axes[0].get_title() or script.stem}]({name})")
         plt.close("all")
+    page.append(f"<!-- Written by docs/render.py from {script.name}. -->")  # before the title it would hide it
     return "\n\n".join(page) + "\n", names
 
 
