@@ -1,6 +1,7 @@
 """The storeys of the package: who may import whom, and how long a module may be."""
 
 import ast
+import re
 import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -81,6 +82,17 @@ def test_the_package_needs_torch_and_pyro_alone():
             if isinstance(node, ast.Import | ast.ImportFrom) and not getattr(node, "level", 0):
                 top = node.module if isinstance(node, ast.ImportFrom) else node.names[0].name
                 assert top.split(".")[0] not in set().union(*extras.values()), path
+
+
+def test_the_diagram_has_every_module_of_the_first_level_from_the_top_down():
+    page = (PACKAGE.parent / "docs" / "architecture.md").read_text()
+    (diagram,) = re.findall(r"```\npyro_realnvp/\n(.*?)```", page, re.S)
+    named = set(re.findall(r"\b(\w+)(?:\.py|/)", diagram))
+    assert {(*name, "__init__")[0] for name, _ in modules()} <= named
+    assert named - {"pyro_realnvp"} <= {part for name, _ in modules() for part in (*name, "__init__")}
+    rows = re.findall(r"^  (\w+)(?:\.py|/)", diagram, re.M)
+    order = [storey(("" if row == "__init__" else row,)) for row in rows]
+    assert order == sorted(order, reverse=True), rows
 
 
 def test_every_folder_says_what_lives_there():
