@@ -9,7 +9,8 @@ import threading
 
 
 class _State(threading.local):
-    held = False
+    def __init__(self) -> None:  # in every thread: Dynamo guards that the attribute is there, or not
+        self.held = False
 
 
 _state = _State()

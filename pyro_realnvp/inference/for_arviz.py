@@ -110,9 +110,12 @@ class _Shape:
     @classmethod
     def of(cls, site_name: str, site: dict[str, Any]) -> _Shape:
         fn, value = site["fn"], site["value"]
-        inner = value.dim() - fn.event_dim
+        # Pyro takes a deterministic value as one event, which the plates around it then repeat.
+        known = bool((site["infer"] or {}).get("_deterministic"))
+        event_dim = 0 if known else fn.event_dim
+        inner = value.dim() - event_dim
         # Data may be one number for a whole plate.
-        batch = torch.broadcast_shapes(fn.batch_shape, value.shape[:inner])
+        batch = value.shape if known else torch.broadcast_shapes(fn.batch_shape, value.shape[:inner])
         shape, plates = Size([*batch, *value.shape[inner:]]), {}
         names = [
             None if size == 1 and axis < len(batch) else f"{site_name}_dim_{axis}" for axis, size in enumerate(shape)
@@ -127,10 +130,10 @@ class _Shape:
                 raise ValueError(
                     f"A dimension of every draw has the name {frame.name!r}, and so has a plate of the model."
                 )
-            if frame.vectorized:
+            if frame.vectorized and -frame.dim <= len(batch):
                 names[len(batch) + frame.dim] = frame.name
                 plates[frame.name] = frame.size
-        return cls(shape, names, plates, fn.event_dim)
+        return cls(shape, names, plates, event_dim)
 
     def array(self, value: Tensor, before: int) -> Any:
         """Returns a NumPy array of what is left of the dimensions, after ``before`` others.
