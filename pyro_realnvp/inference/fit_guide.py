@@ -6,7 +6,6 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from typing import Any
 
 import pyro
@@ -18,6 +17,7 @@ from pyro.infer.autoguide.guides import AutoContinuous
 from pyro.optim import ClippedAdam
 from torch import Tensor
 
+from .._runtime.arguments import shown
 from .._runtime.checks import at_least
 from ..bases.mixture import MixtureBase
 from .finite import FiniteELBO
@@ -97,45 +97,35 @@ def fit_guide(
         raise ValueError(f"learning_rate must be positive and finite, but got {learning_rate}.")
     if annealing is not None and not 0 < annealing < 1:
         raise ValueError(f"annealing must be between 0 and 1, but got {annealing}.")
+    if not isinstance(guide, AutoGuide):
+        raise ValueError(f"fit_guide needs an automatic guide, such as AutoRealNVP(model), but got {shown(guide)}.")
     start = time.perf_counter()
     fresh = isinstance(guide, AutoRealNVP) and guide.prototype_trace is None
     with poutine.block():
         guide(*args, **kwargs)  # makes its parameters
     mixture = _mixture(guide) if vectorize else None
     if mixture is not None and fresh:
-        base, transform, density = mixture, *_flow_and_density(guide, args, kwargs)
-        place_components(base, transform, density)
+        place_components(mixture, *_flow_and_density(guide, args, kwargs))
     bound = FiniteELBO(Trace_ELBO(particles, vectorize_particles=vectorize))
-    beta = 1.0
-
-    def tempered(*args: Any, **kwargs: Any) -> Any:
-        with poutine.scale(scale=beta) if beta < 1 else nullcontext():
-            return model(*args, **kwargs)
-
+    tempered = _Tempered(model, annealing, int(_ANNEALED * steps) if annealing else 0)
     svi = SVI(tempered, guide, ClippedAdam({"lr": learning_rate}), bound)
-    parameters: list[Tensor] = list(guide.parameters())
-    average = [each.detach().clone() for each in parameters]
+    average = [each.detach().clone() for each in guide.parameters()]
     losses: list[float] = []
-    hot = int(_ANNEALED * steps) if annealing else 0
-    still = 0  # looks in a row that saw no rise
+    converged = False
     with warnings.catch_warnings(), _bar(steps, progress) as bar:
         warnings.filterwarnings("ignore", "Encountered NaN: loss")  # of a step that is left out, and reported
         for step in range(steps):
-            beta = annealing ** (1 - step / hot) if annealing and step < hot else 1.0
+            tempered.step = step
             losses.append(svi.step(*args, **kwargs))
             for optimizer in svi.optim.optim_objs.values():
-                optimizer.param_groups[0]["lr"] = learning_rate * _DECAY ** max(0, step + 1 - hot)
-            with torch.no_grad():
-                torch._foreach_lerp_(average, [each.detach() for each in parameters], 1 - _EMA)
+                optimizer.param_groups[0]["lr"] = learning_rate * _DECAY ** max(0, step + 1 - tempered.steps)
+            torch._foreach_lerp_(average, [each.detach() for each in guide.parameters()], 1 - _EMA)
             bar.update()
             if step % 50 == 0:
                 bar.set_postfix_str(f"ELBO {-_mean(losses[-50:]):.3f}", refresh=False)
-            if callback is not None and callback(step, losses[-1]):
+            converged = _has_converged(losses[tempered.steps :])
+            if converged or (callback is not None and callback(step, losses[-1])):
                 break
-            if step >= hot + 2 * _WINDOW - 1 and (step + 1) % 100 == 0:
-                still = 0 if _rises(losses) else still + 1
-                if still == _CHECKS:
-                    break
     seconds = time.perf_counter() - start
     _take_better(model, guide, average, args, kwargs, draws=min(draws, 2000), vectorize=vectorize)
     if mixture is not None:
@@ -154,9 +144,22 @@ def fit_guide(
         vectorize=vectorize,
         losses=losses,
         skipped=bound.skipped,
-        converged=still == _CHECKS,
+        converged=converged,
         seconds=seconds,
     )
+
+
+class _Tempered:
+    """A model to the power of beta, which rises from ``start`` to 1 by one factor a step."""
+
+    def __init__(self, model: Callable[..., Any], start: float | None, steps: int) -> None:
+        self.model, self.start, self.steps, self.step = model, start, steps, 0
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.start is None or self.step >= self.steps:
+            return self.model(*args, **kwargs)
+        with poutine.scale(scale=self.start ** (1 - self.step / self.steps)):
+            return self.model(*args, **kwargs)
 
 
 def _mixture(guide: AutoGuide) -> MixtureBase | None:
@@ -182,6 +185,14 @@ def _flow_and_density(
 def _mean(values: list[float]) -> float:
     finite = [value for value in values if math.isfinite(value)]
     return sum(finite) / max(1, len(finite))
+
+
+def _has_converged(losses: list[float]) -> bool:
+    """Returns whether the last looks, one every hundred steps, saw no rise."""
+    looks = [len(losses) - 100 * back for back in range(_CHECKS)]
+    if len(losses) % 100 or looks[-1] < 2 * _WINDOW:
+        return False
+    return not any(_rises(losses[:end]) for end in looks)
 
 
 def _rises(losses: list[float]) -> bool:

@@ -50,18 +50,20 @@ class AutoRealNVP(AutoContinuous):
     a good Gaussian in whitened coordinates, where one learning rate suits most models. With ``init_loc_fn`` or
     ``init_scale``, and for more than 256 latents with angles among them, the guide starts as N(init_loc,
     init_scale^2 I) instead, L = I, and nothing is fitted beforehand; so it does, with a warning, if the search finds
-    nothing better.
-    From such a narrow start, too, the couplings stay calm (:func:`default_transforms`).
+    nothing better. From such a narrow start, too, the couplings stay calm (:func:`default_transforms`).
 
         guide = AutoRealNVP(model)
+        report = fit_guide(model, guide, data)      # or
         svi = SVI(model, guide, ClippedAdam({"lr": 5e-3, "lrd": 0.999}), Trace_ELBO(32, vectorize_particles=True))
 
     With vectorised particles the gradient of the ELBO is that of the path of the draws alone, which vanishes as the
-    guide reaches the posterior (:mod:`pyro_realnvp.inference.path_gradient`), at the cost of a second pass through the
-    flow; no setting is needed, for other bounds either.
+    guide reaches the posterior (:mod:`pyro_realnvp.inference.path_gradient`). The default couplings compute it with the
+    draws (:class:`~pyro_realnvp.inference.affine_couplings.AffineCouplings`); for other transforms it costs a second
+    pass. No setting is needed, for other bounds either.
 
     With ``base=StudentTBase`` z has heavy tails, which are learned; with ``base=partial(MixtureBase, components=4)`` it
-    has several modes.
+    has several modes, on which :func:`~pyro_realnvp.fit_guide` puts its components. Hierarchies that are not centred
+    are easier: see :class:`~pyro_realnvp.Recentered`.
 
     Angles, the latents of von Mises sites, are drawn in [-pi, pi): Pyro gives these sites the support of real numbers,
     but their densities are normalised on one turn. There the base is normal or uniform on the circle, couplings and

@@ -22,7 +22,7 @@ from .warm_start import score_of
 _WIDER = (2.0, 5.0, 12.0)  # times the deviations of the guide, from which points climb
 _EXCESS = 5.0  # nats
 _SHARE = math.log(100)  # of the evidence, below which a place does not matter
-_PLACES = 20  # that are looked at
+_PLACES = 40  # that are looked at
 _EQUAL = 0.01  # nats, to which weights are equal
 
 
@@ -145,12 +145,12 @@ def missed_places(
         with torch.no_grad():
             log_p = density(x)
             excess = log_p - posterior.log_prob(x) - log_evidence
-        excess = torch.where(excess.isfinite(), excess, -math.inf)
+        height = torch.where(excess.isfinite() & (excess > _EXCESS), log_p, -math.inf)
         reach = draws.std(0)
         kept: list[int] = []
         seen: list[int] = []
-        for index in excess.argsort(descending=True).tolist():
-            if excess[index] <= _EXCESS:
+        for index in height.argsort(descending=True).tolist():  # those that are still on their way come last
+            if height[index] == -math.inf:
                 break
             if all(((x[index] - x[other]) / reach).abs().max() > 1 for other in seen):
                 seen.append(index)

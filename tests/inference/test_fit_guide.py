@@ -117,8 +117,9 @@ def test_steps_that_are_not_finite_are_left_out_and_told():
     assert any("1 of 20 steps were left out" in each for each in report.warnings)
 
 
-def test_a_mode_that_the_guide_misses_is_found():
-    pyro.set_rng_seed(0)
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_mode_that_the_guide_misses_is_found(seed):
+    pyro.set_rng_seed(seed)
     model = bimodal(2)
     guide = AutoRealNVP(model)  # its search ends in one of the two
     report = fit_guide(model, guide, steps=300, progress=False, draws=2000)
@@ -157,6 +158,11 @@ def test_a_spike_without_mass_is_no_mode():
 def test_senseless_settings_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         fit_guide(two_latents, AutoRealNVP(two_latents), progress=False, **options)
+
+
+def test_a_function_is_no_automatic_guide():
+    with pytest.raises(ValueError, match="fit_guide needs an automatic guide"):
+        fit_guide(two_latents, two_latents, progress=False)
 
 
 def test_a_rise_is_told_from_noise():
