@@ -17,6 +17,7 @@ from .._runtime.construction import recorded
 from .transformers import Transformer
 
 _LARGEST = 1e3  # of the raw slopes: far beyond what training reaches, and far below where squares overflow
+_WIDEST = 1e6  # bound; beyond it, edges that are rounded in units of the bound are coarse near 0
 
 
 class Spline(Transformer):
@@ -127,7 +128,7 @@ class RationalQuadratic(Spline):
 
     Args:
         bins: K.
-        bound: B, in the units of x. Data should be standardised: what lies outside is not bent.
+        bound: B, in the units of x, at most 1e6. Data should be standardised: what lies outside is not bent.
         min_width: smallest share of [-B, B] that a bin takes, in x.
         min_height: the same in y.
         min_slope: smallest slope at a knot.
@@ -148,6 +149,11 @@ class RationalQuadratic(Spline):
     ) -> None:
         floors = {"min_width": min_width, "min_height": min_height, "min_slope": min_slope}
         bound = positive("bound of RationalQuadratic", bound)
+        if bound > _WIDEST:
+            raise ValueError(
+                f"bound of RationalQuadratic must be at most {_WIDEST:g}, beyond which the edges of the bins are too "
+                f"coarse near 0, but got {bound}: standardise x."
+            )
         super().__init__(bins, -bound, bound, **floors, more=-1)
         self.bound = bound
 
