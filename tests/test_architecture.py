@@ -74,7 +74,7 @@ def test_imports_run_one_way():
 
 
 def test_the_package_needs_torch_and_pyro_alone():
-    extras = {"training": {"tqdm", "safetensors", "matplotlib", "filelock"}, "inference": {"tqdm", "arviz_base"}}
+    extras = {"training": {"tqdm", "safetensors", "matplotlib", "filelock"}, "inference": {"arviz_base"}}
     for name, path in modules():
         allowed = {"torch"} | ({"pyro"} if storey(name) > 1 else set()) | extras.get(name[0] if name else "", set())
         assert imports(name, path)[1] <= allowed, path

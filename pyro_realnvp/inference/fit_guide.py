@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import pyro
 import torch
 from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO
@@ -20,12 +19,13 @@ from torch import Tensor
 from .._runtime.arguments import shown
 from .._runtime.checks import at_least
 from ..bases.mixture import MixtureBase
+from ..training.loop import progress_bar
 from .finite import FiniteELBO
 from .guide import AutoRealNVP
 from .guide_report import GuideReport, missed_places, shifts
 from .importance import importance_sample
 from .modes import place_components, rebalance
-from .sites import log_joints, plate_nesting
+from .sites import joint_density
 
 _WINDOW = 500  # steps, of which two are compared
 _GAIN = 0.002  # nats: less is no rise
@@ -103,33 +103,35 @@ def fit_guide(
     fresh = isinstance(guide, AutoRealNVP) and guide.prototype_trace is None
     with poutine.block():
         guide(*args, **kwargs)  # makes its parameters
+    continuous: Any = guide
     mixture = _mixture(guide) if vectorize else None
     if mixture is not None and fresh:
-        place_components(mixture, *_flow_and_density(guide, args, kwargs))
+        place_components(mixture, continuous.get_transform(), joint_density(continuous, args, kwargs))
     bound = FiniteELBO(Trace_ELBO(particles, vectorize_particles=vectorize))
     tempered = _Tempered(model, annealing, int(_ANNEALED * steps) if annealing else 0)
     svi = SVI(tempered, guide, ClippedAdam({"lr": learning_rate}), bound)
-    average = [each.detach().clone() for each in guide.parameters()]
+    parameters = [each.detach() for each in guide.parameters()]  # in the same memory
+    average = [each.clone() for each in parameters]
     losses: list[float] = []
     converged = False
-    with warnings.catch_warnings(), _bar(steps, progress) as bar:
+    with warnings.catch_warnings(), progress_bar(steps, shown=progress) as bar:
         warnings.filterwarnings("ignore", "Encountered NaN: loss")  # of a step that is left out, and reported
         for step in range(steps):
             tempered.step = step
             losses.append(svi.step(*args, **kwargs))
             for optimizer in svi.optim.optim_objs.values():
                 optimizer.param_groups[0]["lr"] = learning_rate * _DECAY ** max(0, step + 1 - tempered.steps)
-            torch._foreach_lerp_(average, [each.detach() for each in guide.parameters()], 1 - _EMA)
+            torch._foreach_lerp_(average, parameters, 1 - _EMA)
             bar.update()
             if step % 50 == 0:
                 bar.set_postfix_str(f"ELBO {-_mean(losses[-50:]):.3f}", refresh=False)
-            converged = _has_converged(losses[tempered.steps :])
+            converged = _has_converged(losses, tempered.steps)
             if converged or (callback is not None and callback(step, losses[-1])):
                 break
     seconds = time.perf_counter() - start
     _take_better(model, guide, average, args, kwargs, draws=min(draws, 2000), vectorize=vectorize)
     if mixture is not None:
-        transform, density = _flow_and_density(guide, args, kwargs)
+        transform, density = continuous.get_transform(), joint_density(continuous, args, kwargs)
         with torch.no_grad():
             z = mixture().sample((draws,))
             x = transform(z)
@@ -168,29 +170,15 @@ def _mixture(guide: AutoGuide) -> MixtureBase | None:
     return base if isinstance(base, MixtureBase) else None
 
 
-def _flow_and_density(
-    guide: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> tuple[Any, Callable[[Tensor], Tensor]]:
-    """Returns z -> x of a guide, and the log-density of the model over x."""
-    with poutine.block():
-        nesting = plate_nesting(poutine.trace(guide.model).get_trace(*args, **kwargs))
-
-    def density(x: Tensor) -> Tensor:
-        with poutine.block(), pyro.validation_enabled(False):
-            return log_joints(guide, x, args, kwargs, nesting=nesting)
-
-    return guide.get_transform(), density
-
-
 def _mean(values: list[float]) -> float:
     finite = [value for value in values if math.isfinite(value)]
     return sum(finite) / max(1, len(finite))
 
 
-def _has_converged(losses: list[float]) -> bool:
-    """Returns whether the last looks, one every hundred steps, saw no rise."""
+def _has_converged(losses: list[float], hot: int) -> bool:
+    """Returns whether the last looks, one every hundred steps after the first ``hot`` ones, saw no rise."""
     looks = [len(losses) - 100 * back for back in range(_CHECKS)]
-    if len(losses) % 100 or looks[-1] < 2 * _WINDOW:
+    if (len(losses) - hot) % 100 or looks[-1] < hot + 2 * _WINDOW:
         return False
     return not any(_rises(losses[:end]) for end in looks)
 
@@ -255,7 +243,7 @@ def _report(
     log_weights = samples.log_weights.double()
     missed: tuple[Tensor | None, Tensor | None] = (None, None)
     if vectorize and isinstance(guide, AutoContinuous) and guide.latent_dim <= _MOST:
-        missed = missed_places(model, guide, samples.log_evidence, args, kwargs)
+        missed = missed_places(guide, samples.log_evidence, args, kwargs)
     return GuideReport(
         elbo=float(log_weights.mean()),
         elbo_error=float(log_weights.std()) / math.sqrt(draws),
@@ -270,9 +258,3 @@ def _report(
         samples=samples,
         **training,
     )
-
-
-def _bar(steps: int, progress: bool) -> Any:
-    from tqdm import tqdm
-
-    return tqdm(total=steps, unit="step", mininterval=0.5, disable=not progress, leave=False)

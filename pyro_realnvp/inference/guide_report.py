@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import pyro
 import torch
-from pyro import poutine
 from pyro.infer.autoguide.guides import AutoContinuous
 from torch import Tensor
 
 from .importance import ImportanceSamples
 from .modes import climb, root_of_curvature
 from .pareto import pareto_k_threshold
-from .sites import log_joints, plate_nesting
+from .sites import joint_density
 from .warm_start import score_of
 
 _WIDER = (2.0, 5.0, 12.0)  # times the deviations of the guide, from which points climb
@@ -113,7 +111,6 @@ def shifts(samples: ImportanceSamples) -> dict[str, float]:
 
 
 def missed_places(
-    model: Callable[..., Any],
     guide: AutoContinuous,
     log_evidence: float,
     args: tuple[Any, ...],
@@ -133,32 +130,27 @@ def missed_places(
         RuntimeError, ValueError: if the model cannot be run on many draws at once.
     """
     posterior = guide.get_posterior(*args, **kwargs)
-    with poutine.block(), pyro.validation_enabled(False):
-        nesting = plate_nesting(poutine.trace(guide.model).get_trace(*args, **kwargs))
-
-        def density(x: Tensor) -> Tensor:
-            return log_joints(guide, x, args, kwargs, nesting=nesting)
-
-        with torch.no_grad():
-            draws = posterior.sample((2000,))
-        x = climb(density, draws, _WIDER)
-        with torch.no_grad():
-            log_p = density(x)
-            excess = log_p - posterior.log_prob(x) - log_evidence
-        height = torch.where(excess.isfinite() & (excess > _EXCESS), log_p, -math.inf)
-        reach = draws.std(0)
-        kept: list[int] = []
-        seen: list[int] = []
-        for index in height.argsort(descending=True).tolist():  # those that are still on their way come last
-            if height[index] == -math.inf:
-                break
-            if all(((x[index] - x[other]) / reach).abs().max() > 1 for other in seen):
-                seen.append(index)
-                root = root_of_curvature(density, x[index], reach)
-                if root is not None and (score_of(density, x[index][None]).double() @ root).norm() < 1:  # at a mode
-                    log_mass = float(log_p[index]) + float((math.sqrt(2 * math.pi) * root.diagonal()).log().sum())
-                    if log_mass > log_evidence - _SHARE:
-                        kept.append(index)
-            if len(seen) == _PLACES:
-                break
+    density = joint_density(guide, args, kwargs)
+    with torch.no_grad():
+        draws = posterior.sample((2000,))
+    x = climb(density, draws, _WIDER)
+    with torch.no_grad():
+        log_p = density(x)
+        excess = log_p - posterior.log_prob(x) - log_evidence
+    height = torch.where(excess.isfinite() & (excess > _EXCESS), log_p, -math.inf)
+    reach = draws.std(0)
+    kept: list[int] = []
+    seen: list[int] = []
+    for index in height.argsort(descending=True).tolist():  # those that are still on their way come last
+        if height[index] == -math.inf:
+            break
+        if all(((x[index] - x[other]) / reach).abs().max() > 1 for other in seen):
+            seen.append(index)
+            root = root_of_curvature(density, x[index], reach)
+            if root is not None and (score_of(density, x[index][None]).double() @ root).norm() < 1:  # at a mode
+                log_mass = float(log_p[index]) + float((math.sqrt(2 * math.pi) * root.diagonal()).log().sum())
+                if log_mass > log_evidence - _SHARE:
+                    kept.append(index)
+        if len(seen) == _PLACES:
+            break
     return x[kept], excess[kept]

@@ -1,6 +1,6 @@
 """Maps between the one unconstrained vector of an ``AutoContinuous`` guide and the sites of its model."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pyro
@@ -63,6 +63,20 @@ def log_joints(
     with pyro.plate("_rows", len(x), dim=-1 - nesting):
         trace = poutine.trace(poutine.condition(_plain_model(guide), data=values)).get_trace(*args, **kwargs)
     return log_prob_of(prune_subsample_sites(trace), -1 - nesting) + log_det
+
+
+def joint_density(
+    guide: AutoContinuous, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Callable[[Tensor], Tensor]:
+    """Returns :func:`log_joints` as a function of x alone, hidden from handlers; far out its values may be infinite."""
+    with poutine.block():
+        nesting = plate_nesting(poutine.trace(guide.model).get_trace(*args, **kwargs))
+
+    def density(x: Tensor) -> Tensor:
+        with poutine.block(), pyro.validation_enabled(False):
+            return log_joints(guide, x, args, kwargs, nesting=nesting)
+
+    return density
 
 
 def _plain_model(guide: AutoContinuous) -> Any:

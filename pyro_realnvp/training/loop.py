@@ -183,6 +183,13 @@ class Progress:
         self.step, self.total, self.count, self.ended = step, total, count, ended
 
 
+def progress_bar(steps: int | None, *, initial: int = 0, shown: bool = True) -> Any:
+    """Makes the bar of a training."""
+    from tqdm import tqdm  # comes with Pyro
+
+    return tqdm(total=steps, initial=initial, unit="step", mininterval=0.5, disable=not shown)
+
+
 def run_steps(
     update: Callable[[], Tensor | float],
     *,
@@ -215,10 +222,8 @@ def run_steps(
     Raises:
         DivergedError: if the loss becomes NaN or infinite.
     """
-    from tqdm import tqdm  # comes with Pyro
-
     at = Progress() if start is None else start
-    shown = tqdm(total=steps, initial=at.step, unit="step", mininterval=0.5, disable=not bar)
+    shown = progress_bar(steps, initial=at.step, shown=bar)
 
     def finish_interval() -> bool:
         loss = float(at.total) / at.count

@@ -13,7 +13,7 @@ import torch
 from pyro.infer.autoguide import AutoNormal
 
 from pyro_realnvp import AutoRealNVP, MixtureBase, fit_guide
-from pyro_realnvp.inference.fit_guide import _rises
+from pyro_realnvp.inference.fit_guide import _has_converged, _rises, _Tempered
 
 DATA = torch.tensor([1.2, 0.4, 2.1, 1.5])
 
@@ -163,6 +163,33 @@ def test_senseless_settings_are_refused(options, message):
 def test_a_function_is_no_automatic_guide():
     with pytest.raises(ValueError, match="fit_guide needs an automatic guide"):
         fit_guide(two_latents, two_latents, progress=False)
+
+
+@pytest.mark.parametrize(("step", "beta"), [(0, 0.01), (5, 0.1), (10, 1.0), (20, 1.0)])
+def test_a_tempered_model_has_a_power_of_its_density(step, beta):
+    tempered = _Tempered(conjugate, 0.01, 10)
+    tempered.step = step
+    pyro.set_rng_seed(0)
+    found = pyro.poutine.trace(tempered).get_trace(DATA).log_prob_sum()
+    pyro.set_rng_seed(0)
+    torch.testing.assert_close(found, beta * pyro.poutine.trace(conjugate).get_trace(DATA).log_prob_sum())
+
+
+def test_annealing_is_over_before_the_training_may_end():
+    seen = []
+    report = fit_guide(
+        two_latents,
+        AutoNormal(two_latents),
+        steps=40,
+        annealing=0.01,
+        draws=250,
+        progress=False,
+        callback=lambda step, loss: seen.append(step),
+    )
+    assert report.steps == 40
+    assert _has_converged([0.0] * 1200, 0)
+    assert not _has_converged([0.0] * 1200, 100)
+    assert _has_converged([0.0] * 1300, 100)
 
 
 def test_a_rise_is_told_from_noise():
