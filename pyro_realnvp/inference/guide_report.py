@@ -12,10 +12,9 @@ from pyro.infer.autoguide.guides import AutoContinuous
 from torch import Tensor
 
 from .importance import ImportanceSamples
-from .modes import climb, root_of_curvature
+from .modes import climb, root_at_mode
 from .pareto import pareto_k_threshold
 from .sites import joint_density
-from .warm_start import score_of
 
 _WIDER = (2.0, 5.0, 12.0)  # times the deviations of the guide, from which points climb
 _EXCESS = 5.0  # nats
@@ -146,8 +145,8 @@ def missed_places(
             break
         if all(((x[index] - x[other]) / reach).abs().max() > 1 for other in seen):
             seen.append(index)
-            root = root_of_curvature(density, x[index], reach)
-            if root is not None and (score_of(density, x[index][None]).double() @ root).norm() < 1:  # at a mode
+            root = root_at_mode(density, x[index], reach)
+            if root is not None:
                 log_mass = float(log_p[index]) + float((math.sqrt(2 * math.pi) * root.diagonal()).log().sum())
                 if log_mass > log_evidence - _SHARE:
                     kept.append(index)

@@ -112,7 +112,7 @@ def _gaussians(log_density: LogDensity, ends: Tensor, reach: Tensor, most: int) 
         )
         if near or not height[index].isfinite():
             continue
-        root = root_of_curvature(log_density, ends[index], reach)
+        root = root_at_mode(log_density, ends[index], reach)
         if root is not None:
             shares.append(float(height[index]) + float(root.diagonal().log().sum()))
             means.append(x)
@@ -124,8 +124,10 @@ def _gaussians(log_density: LogDensity, ends: Tensor, reach: Tensor, most: int) 
     return torch.tensor(shares, dtype=torch.float64).softmax(0), torch.stack(means), torch.stack(roots)
 
 
-def root_of_curvature(log_density: LogDensity, x: Tensor, reach: Tensor) -> Tensor | None:
-    """Returns the lower-triangular root of the covariance by the curvature, or None where that is not negative.
+def root_at_mode(log_density: LogDensity, x: Tensor, reach: Tensor) -> Tensor | None:
+    """Returns the lower-triangular root of the covariance by the curvature; None where x (D,) is not at a mode.
+
+    That is where the curvature is not negative, or the mode that it points to is a deviation away or more.
 
     By differences of gradients, at first over a thousandth of ``reach`` (D,), then over a tenth of the deviations that
     are found: torch's second derivative of logaddexp is NaN where one mode is much lower than the other.
@@ -138,10 +140,10 @@ def root_of_curvature(log_density: LogDensity, x: Tensor, reach: Tensor) -> Tens
         hessian = (below - above) / (2 * step.double()[:, None])
         precision, failed = torch.linalg.cholesky_ex((hessian + hessian.T) / 2)
         if failed or not precision.isfinite().all():
-            return root
+            return None
         root = torch.linalg.cholesky(torch.cholesky_inverse(precision))
         step = 0.1 * root.norm(dim=1).to(x)
-    return root
+    return root if (score_of(log_density, x[None]).to(root) @ root).norm() < 1 else None
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ import torch
 from pyro import distributions as dist
 
 from pyro_realnvp import Chain, MixtureBase, Scale
-from pyro_realnvp.inference.modes import place_components, rebalance, root_of_curvature
+from pyro_realnvp.inference.modes import place_components, rebalance, root_at_mode
 
 LOC = torch.tensor([[-4.0, 0.0], [4.0, 1.0]])
 DEVIATION = torch.tensor([[0.5, 0.5], [1.0, 2.0]])
@@ -59,6 +59,8 @@ def test_weights_balance_the_components():
 def test_curvature_of_a_gaussian():
     root = torch.tensor([[2.0, 0.0], [-1.5, 0.01]])
     q = dist.MultivariateNormal(torch.tensor([3.0, -1.0]).double(), scale_tril=root.double())
-    found = root_of_curvature(q.log_prob, q.loc + 0.1, torch.tensor([5.0, 5.0]).double())
+    reach = torch.tensor([5.0, 5.0]).double()
+    found = root_at_mode(q.log_prob, q.loc + 0.5 * root[:, 1], reach)
     torch.testing.assert_close(found, root.double(), rtol=1e-6, atol=1e-8)
-    assert root_of_curvature(lambda x: x.square().sum(-1), torch.zeros(2), torch.ones(2)) is None
+    assert root_at_mode(q.log_prob, q.loc + 2 * root[:, 1], reach) is None  # two deviations from it
+    assert root_at_mode(lambda x: x.square().sum(-1), torch.zeros(2), torch.ones(2)) is None
