@@ -132,7 +132,7 @@ def root_at_mode(log_density: LogDensity, x: Tensor, reach: Tensor) -> Tensor | 
     By differences of gradients, at first over a thousandth of ``reach`` (D,), then over a tenth of the deviations that
     are found: torch's second derivative of logaddexp is NaN where one mode is much lower than the other.
     """
-    step, root = 1e-3 * reach, None
+    step, root = 1e-3 * reach, torch.zeros(0)
     for _ in range(2):
         away = torch.diag(step)
         score = score_of(log_density, torch.cat([x + away, x - away])).double()
