@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import densities
+import guides
 import tables
 
 from shared.planar import TARGETS, Curve
@@ -82,3 +83,11 @@ def test_tables_are_compared_fold_by_fold(tmp_path, monkeypatch, capsys):
     assert rows["default"] == pytest.approx(unit, abs=1e-3)  # untrained, the flow is the identity
     assert rows["whitened"] == pytest.approx(rows["shrunk"], abs=1.0)
     assert "wine" in capsys.readouterr().out
+
+
+def test_guides_are_measured(capsys):
+    guides.main(["--rounds", "3", "--steps", "5"])
+    first, second = capsys.readouterr().out.splitlines()
+    assert "ratio" in first
+    assert second.startswith("eight_schools")
+    assert "5 steps" in second
