@@ -88,6 +88,13 @@ def load_labelled_digits() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]
     return (train[:cut], train_labels[:cut]), (train[cut:], train_labels[cut:]), (test, test_labels)
 
 
+def load_mnist_labels(root: Path) -> Tensor:
+    """Loads the digits (60000,) that the training images of MNIST show, in the order of :func:`load_images`."""
+    import torchvision.datasets as sets
+
+    return torch.as_tensor(sets.MNIST(root, train=True).targets)
+
+
 def _torchvision(name: str, root: Path, *, train: bool, download: bool) -> Tensor:
     import torchvision.datasets as sets  # only where it is needed: importing it takes a second
 
