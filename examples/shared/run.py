@@ -1,6 +1,7 @@
 """Opens the run of a script in a folder: the same command goes on where it was stopped, for whatever reason.
 
-The folder has the state of the run, ``training.safetensors`` (:class:`pyro_realnvp.Checkpoint`), and ``metrics.jsonl``.
+The folder has the state of the run, ``training.safetensors`` (:class:`pyro_realnvp.Checkpoint`), ``metrics.jsonl``, and
+``run.json``, which says what command and commit they come from.
 Scripts that train several models in turn keep the state of each in a file of its own.
 """
 
@@ -21,6 +22,7 @@ from pyro_realnvp.training.resume import CheckpointError, locked
 from shared.metrics import Metrics
 from shared.options import fail
 from shared.processes import Processes
+from shared.provenance import write_provenance
 
 STATE = "training.safetensors"
 # Options that may change when a run goes on: they say where, and how long, but not what is computed.
@@ -94,6 +96,8 @@ def open_run(
         checkpoint = Checkpoint(state, settings, stop_after=None if minutes is None else 60 * minutes)
         with checkpoint:
             run = Run(options, checkpoint, Metrics(folder, quiet=not first))
+            if first:
+                write_provenance(folder)
             if run.is_finished and first:
                 outcome = checkpoint.result["outcome"]
                 print(f"{folder} holds a finished run: {outcome}; --fresh begins anew.")
@@ -117,5 +121,5 @@ def begin_anew(folder: Path, stages: Sequence[str]) -> None:
     """Deletes the state and the metrics of an earlier run, unless a process is still at it."""
     with locked(folder / STATE):
         for part in (folder, *(folder / name for name in stages)):
-            for name in (STATE, "metrics.jsonl"):
+            for name in (STATE, "metrics.jsonl", "run.json"):
                 (part / name).unlink(missing_ok=True)

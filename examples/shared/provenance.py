@@ -1,0 +1,67 @@
+"""Writes run.json beside the figures of a run: the command, the commit, and the machine that they come from."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import pyro_realnvp
+
+FOLDERS = ("--root", "--out")  # options whose values are paths of one machine
+PLACES = {"--root": "DIR"}
+
+
+def provenance(argv: Sequence[str]) -> dict[str, Any]:
+    """Returns what identifies a run, as JSON takes it.
+
+    Args:
+        argv: of the script, with its path first.
+    """
+    return {
+        "command": command_of(argv),
+        "commit": commit_of(Path(argv[0]).resolve().parent),
+        "version": pyro_realnvp.__version__,
+        "torch": torch.__version__.split("+")[0],
+        "python": platform.python_version(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
+        "threads": torch.get_num_threads(),
+    }
+
+
+def command_of(argv: Sequence[str]) -> str:
+    """Returns the command line, without ``--fresh`` and ``--out``, and with DIR for the folder of the data."""
+    script = Path(argv[0]).resolve()
+    words, rest = [f"python {script.parent.name}/{script.name}"], iter(argv[1:])
+    for word in rest:
+        name, given, _ = word.partition("=")
+        if name in FOLDERS and not given:
+            next(rest, None)
+        if name in PLACES:
+            words += [name, PLACES[name]]
+        elif name not in ("--out", "--fresh", "--download"):
+            words.append(word)
+    return " ".join(words)
+
+
+def commit_of(folder: Path) -> str | None:
+    """Returns the short hash of the commit that is checked out in a folder, or None outside of a repository."""
+    command = ["git", "-C", str(folder), "rev-parse", "--short", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def write_provenance(folder: Path) -> None:
+    """Writes run.json of this process into the folder of a run, unless an earlier process of the run has done so."""
+    path = folder / "run.json"
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(provenance(sys.argv), indent=2) + "\n")
