@@ -42,6 +42,7 @@ from shared.bbvi import PROGRAMS, Program, load
 from shared.metrics import Metrics
 from shared.option_types import COUNT, SEED, out_folder
 from shared.options import fail, set_seed
+from shared.provenance import write_provenance
 
 DRAWS, DRAWS_AT_ONCE = 100_000, 1000
 OURS = "AutoRealNVP"
@@ -117,6 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     tasks = {name: (load(name, options.root), published(results, name)) for name in options.models}
 
     options.out.mkdir(parents=True, exist_ok=True)
+    write_provenance(options.out, keep=False)
     metrics = Metrics(options.out)
     heads = "".join(f"{method:>16}" for method in PUBLISHED)
     print(f"{'ELBO in nats':18}{OURS:>20}{'k-hat':>7}{heads}{'seconds':>8}", flush=True)
@@ -125,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         start = perf_counter()
         guide, steps = train(program, steps=options.steps)
         seconds = round(perf_counter() - start, 1)
-        row = {"model": name, "steps": steps, "seed": options.seed, "seconds": seconds}
+        row = {"model": name, "latents": guide.latent_dim, "steps": steps, "seed": options.seed, "seconds": seconds}
         row |= {**judge(program, guide), "published": others}
         metrics.write(row)
         print(line(row), flush=True)

@@ -59,9 +59,14 @@ def commit_of(folder: Path) -> str | None:
         return None
 
 
-def write_provenance(folder: Path) -> None:
-    """Writes run.json of this process into the folder of a run, unless an earlier process of the run has done so."""
+def write_provenance(folder: Path, *, keep: bool) -> None:
+    """Writes run.json of this process into the folder of a run.
+
+    Args:
+        folder: is made.
+        keep: whether the file of an earlier process, whose run this one goes on with, stays.
+    """
     path = folder / "run.json"
-    if not path.is_file():
+    if not (keep and path.is_file()):
         folder.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(provenance(sys.argv), indent=2) + "\n")

@@ -97,7 +97,7 @@ def open_run(
         with checkpoint:
             run = Run(options, checkpoint, Metrics(folder, quiet=not first))
             if first:
-                write_provenance(folder)
+                write_provenance(folder, keep=True)
             if run.is_finished and first:
                 outcome = checkpoint.result["outcome"]
                 print(f"{folder} holds a finished run: {outcome}; --fresh begins anew.")

@@ -1,6 +1,7 @@
 """The scripts that compare densities: on tables, and in the plane."""
 
 import csv
+import json
 import math
 
 import pytest
@@ -85,8 +86,12 @@ def test_tables_are_compared_fold_by_fold(tmp_path, monkeypatch, capsys):
     assert "wine" in capsys.readouterr().out
 
 
-def test_guides_are_measured(capsys):
-    guides.main(["--rounds", "3", "--steps", "5"])
+def test_guides_are_measured(capsys, tmp_path):
+    guides.main(["--rounds", "3", "--steps", "5", "--out", str(tmp_path)])
+    step, posterior = (json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert step["ratio"] == pytest.approx(step["ours_ms"] / step["iaf_ms"])
+    assert posterior["posterior"].startswith("eight_schools")
+    assert posterior["mean_error"] > 0
     first, second = capsys.readouterr().out.splitlines()
     assert "ratio" in first
     assert second.startswith("eight_schools")

@@ -1,0 +1,40 @@
+"""What is written down of a run."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from shared.provenance import command_of, commit_of, provenance, write_provenance
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = str(ROOT / "examples" / "images.py")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--flow", "glow", "--fresh", "--out", "/x/y"], "--flow glow"),
+        (["--root", "/home/me", "--seed", "3"], "--root DIR --seed 3"),
+        (["--root=/home/me", "--out=/x", "--bf16"], "--root DIR --bf16"),
+        (["nice", "--download"], "nice"),
+    ],
+)
+def test_commands_name_no_place(words: list[str], expected: str) -> None:
+    assert command_of([SCRIPT, *words]) == f"python examples/images.py {expected}"
+
+
+def test_commit(tmp_path: Path) -> None:
+    assert commit_of(tmp_path) is None
+    run = provenance([SCRIPT])
+    assert run["commit"] == commit_of(ROOT)
+    assert set(run) == {"command", "commit", "version", "torch", "python", "device", "threads"}
+
+
+@pytest.mark.parametrize(("keep", "seed"), [(True, "1"), (False, "2")])
+def test_the_process_that_counts(keep: bool, seed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for each in ("1", "2"):
+        monkeypatch.setattr(sys, "argv", [SCRIPT, "--seed", each])
+        write_provenance(tmp_path, keep=keep)
+    assert json.loads((tmp_path / "run.json").read_text())["command"].endswith(f"--seed {seed}")
