@@ -40,6 +40,8 @@ def parse(argv: list[str] | None, *, description: str | None = None) -> argparse
     parser.add_argument("--download", action="store_true", help="download the data into --root if it is not there")
     parser.add_argument("--objective", choices=["mle", "svi"], default="mle", help="(default: %(default)s)")
     parser.add_argument("--memory", choices=["store", "recompute", "rebuild"], default="store", help=MEMORY_HELP)
+    tighter = "of the noise of dequantization for a tighter bound on the test images (default: %(default)s)"
+    parser.add_argument("--draws", type=COUNT, default=8, help=tighter)
     drawing = "draw from a trained flow, without training"
     parser.add_argument("--sample", type=checkpoint, metavar="CHECKPOINT", help=drawing)
     parser.add_argument("--temperature", type=RATE, default=1.0, help="of --sample (default: %(default)s)")
