@@ -191,7 +191,8 @@ def score(
     model.eval()
     factor = math.prod(config["event_shape"]) / math.prod(config["image_shape"])
     part = processes.part(pad(images, config["event_shape"]))
-    value, error = processes.estimate(*bits_per_dim(model.distribution(num_samples=draws), part, batch_size=256), len(part))
+    own = bits_per_dim(model.distribution(num_samples=draws), part, batch_size=256)
+    value, error = processes.estimate(*own, len(part))
     return factor * value, factor * error
 
 
