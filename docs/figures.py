@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import mean, median
 from typing import Any
 
 Runs = Mapping[str, Mapping[str, Any]]
@@ -47,6 +48,15 @@ VECTORS = [
 def figures_of(runs: Runs) -> dict[str, str]:
     """Makes every figure and table, by name, of the runs that are there."""
     figures = {"mnist-vectors": comparison(VECTORS, runs, unit="nats an image")}
+    figures |= example_figures(runs)
+    if "simulators" in runs:
+        tasks = [row for row in runs["simulators"]["rows"] if "mean_c2st" in row]
+        figures["simulators"] = simulator_table(tasks)
+        figures["simulators-command"] = command(runs["simulators"]["run"])
+        below = sum(row["mean_c2st"] < row["published_npe"] for row in tasks)
+        figures["simulators-below"] = f"{below} of {len(tasks)}"
+        gap = mean(row["published_npe"] - row["mean_c2st"] for row in tasks)
+        figures["simulators-gap"] = f"{abs(gap):.3f} {'below' if gap > 0 else 'above'}"
     if "guides" in runs:
         step, *posteriors = runs["guides"]["rows"]
         figures["step-ratio"] = f"{step['ratio']:.2f}"
@@ -68,6 +78,49 @@ def figures_of(runs: Runs) -> dict[str, str]:
             if "gain_total" in row:
                 figures[f"neutra-{row['target']}"] = f"{row['gain_total']:.0f}"
     return figures
+
+
+def simulator_table(rows: Sequence[Row]) -> str:
+    head = ["task", "published NPE", "ours, ± 2 standard errors over observations", "chosen", "training"]
+    lines = []
+    for row in rows:
+        kind = "on the box" if row["bounded"] else "on the whole space"
+        chosen = f"{kind}, dropout {row['dropout']:g}, decay {row['weight_decay']:g}"
+        ours = f"**{row['mean_c2st']:.3f}** ± {2 * row['mean_c2st_error']:.3f}"
+        name = row["task"].replace("_", " ")
+        lines.append([name, f"{row['published_npe']:.3f}", ours, chosen, minutes(row["seconds"])])
+    return table(head, lines)
+
+
+def example_figures(runs: Runs) -> dict[str, str]:
+    """Makes the figures of the examples, from the last rows of their runs."""
+    last = {name: run["rows"][-1] for name, run in runs.items()}
+    figures = {name: f"{row['test_bits_per_dim']:.2f}" for name, row in last.items() if name.startswith("digits-")}
+    if "digits-realnvp" in last:
+        row = last["digits-realnvp"]
+        figures["digits-error"] = f"{2 * row['test_bits_per_dim_error']:.2f}"
+        figures["digits-seconds"] = f"{row['seconds']:.0f} s"
+        figures["digits-pixels"] = f"{row['histogram_bits_per_dim']:.2f}"
+    for name, digits in (("two-moons", 4), ("two-moons-3000", 3)):
+        found = [row["test_kl"] for run, row in last.items() if run.rpartition("-")[0] == name]
+        if found:
+            figures[name] = f"{median(found):.{digits}f}"
+    if "energies" in runs:
+        tests = [row for row in runs["energies"]["rows"] if "forward_ess" in row]
+        figures["energies"] = listed([f"{row['ess']:.0f}" for row in tests]) + " %"
+    if "simulator" in last:
+        figures["simulator-kl"] = f"{last['simulator']['test_kl']:.2f}"
+        figures["simulator-c2st"] = ", ".join(f"{value:.2f}" for value in last["simulator"]["c2st"])
+    for name in ("vae", "vae-network"):
+        if name in runs:
+            gains = [row for row in runs[name]["rows"] if row.get("model", "").startswith("flow") and "gain" in row]
+            figures[name] = f"{gains[0]['gain']:.1f} ± {gains[0]['gain_error']:.1f}"
+    return figures
+
+
+def listed(words: Sequence[str]) -> str:
+    """Lists words: "a, b and c"."""
+    return f"{', '.join(words[:-1])} and {words[-1]}" if len(words) > 1 else words[0]
 
 
 def posterior_table(rows: Sequence[Row]) -> str:
