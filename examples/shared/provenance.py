@@ -51,8 +51,11 @@ def command_of(argv: Sequence[str]) -> str:
 
 
 def commit_of(folder: Path) -> str | None:
-    """Returns the short hash of the commit that is checked out in a folder, or None outside of a repository."""
-    command = ["git", "-C", str(folder), "rev-parse", "--short", "HEAD"]
+    """Returns the short hash of the commit that is checked out in a folder, or None outside of a repository.
+
+    It ends with "-dirty" if files differ from that commit.
+    """
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):

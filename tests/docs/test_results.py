@@ -56,3 +56,4 @@ def test_every_run_says_where_it_comes_from(name: str) -> None:
     assert "/home" not in run["command"]
     assert "/tmp" not in run["command"]
     assert len(run["commit"]) >= 7
+    assert "dirty" not in run["commit"], "the code of this run is in no commit"

@@ -1,6 +1,8 @@
 """What is written down of a run."""
 
 import json
+import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -27,6 +29,18 @@ def test_commands_name_no_place(words: list[str], expected: str) -> None:
 
 def test_commit(tmp_path: Path) -> None:
     assert commit_of(tmp_path) is None
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    (tmp_path / "file").write_text("one")
+    for words in (["init", "-q"], ["add", "file"], ["commit", "-qm", "one"]):
+        subprocess.run([*git, *words], check=True)
+    clean = commit_of(tmp_path)
+    assert clean is not None
+    assert re.fullmatch("[0-9a-f]{7,}", clean)
+    (tmp_path / "file").write_text("two")
+    assert commit_of(tmp_path) == f"{clean}-dirty"
+
+
+def test_what_is_written() -> None:
     run = provenance([SCRIPT])
     assert run["commit"] == commit_of(ROOT)
     assert set(run) == {"command", "commit", "version", "torch", "python", "device", "threads"}
