@@ -28,12 +28,15 @@ def draw_samples(path: Path, flow: Flow, config: Config, real: Tensor | None, *,
 
 @torch.no_grad()
 def draw_interpolation(path: Path, flow: Flow, config: Config, images: Tensor) -> None:
-    """Draws the manifold that four images span, Dinh et al. (2017), equation 19; they are the corners of a quarter."""
+    """Draws the manifold that four images span, Dinh et al. (2017), equation 19.
+
+    The four stand where rows and columns 1 and 3 meet.
+    """
     flow.eval()
     corners = encode(flow, images[torch.arange(4) % len(images)], config)
     angles = torch.arange(8, device=corners.device) * (2 * math.pi / 8)
     decoded = decode(flow, manifold(corners, angles).flatten(0, 1), config)
-    save_grids(path, {"equation 19: rows and columns are the two angles": shown(decoded, config)}, columns=8)
+    save_grids(path, {"rows and columns: the angles of equation 19": shown(decoded, config)}, columns=8)
 
 
 def shown(images: Tensor, config: Config) -> Tensor:

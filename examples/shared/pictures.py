@@ -43,7 +43,7 @@ def save_table(path: Path, images: Tensor, *, title: str, columns: Sequence[str]
     count, across, _, height, width = images.shape
     grid = image_grid(images.flatten(0, 1), across).numpy()
     inches = 0.62  # of an image's width
-    size = (max(3.5, across * inches), 0.8 + count * inches * height / width)
+    size = (max(2.4, 0.1 + across * inches), 0.55 + count * inches * height / width)
     figure, axis = plt.subplots(figsize=size, layout="constrained")
     axis.imshow(grid if grid.shape[-1] == 3 else grid[..., 0], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     axis.set_title(title, fontsize=10)
