@@ -80,7 +80,7 @@ def draw_attribute(
     z = encode(flow, images[:ROWS], config)
     latents = moved(z, means[1] - means[0], AMOUNTS.to(z.device))
     columns = ["image" if amount == 0 else f"{amount:g}" for amount in AMOUNTS.tolist()]
-    title = "times mean latent of class {1} - that of class {0}".format(*classes)
+    title = "multiples of (mean latent of class {1} - mean latent of class {0})".format(*classes)
     save_table(path, shown(decode(flow, latents, config), config), title=title, columns=columns)
 
 
