@@ -16,7 +16,6 @@ from pyro_realnvp import Flow, ImageFlow, StandardNormal, realnvp_transforms, sa
 from pyro_realnvp.testing import randomize
 
 from shared import image_figures, latent_figures
-from shared.checkpoints import configuration_beside, load_flow
 from shared.image_data import load_images, load_labels
 from shared.image_models import MODELS, build
 from shared.larger_flow import depends_on_size, enlarge, larger_configuration
@@ -342,10 +341,3 @@ def test_wrong_options(arguments: list[str], sentence: str, tmp_path: Path, caps
 
 def test_the_docstring_names_every_file() -> None:
     assert all(f"    {name}.png " in (pictures.__doc__ or "") for name in PICTURES)
-
-
-def test_checkpoints_of_version_01_are_read(tmp_path: Path) -> None:
-    model = load_flow(OLD / "realnvp.safetensors", build)
-    config = configuration_beside(OLD / "realnvp.safetensors")
-    assert latent_depths(model.flow).max() == 1
-    assert depends_on_size(model, config) is None
