@@ -31,6 +31,7 @@ DATA = {
     "svhn": ImageData((3, 32, 32), 256),
     "celeba": ImageData((3, 64, 64), 256),
 }
+LABELLED = ("digits", "mnist", "fashion-mnist", "cifar10", "svhn")  # with one class an image
 FOLDER = "folder:"  # then a path
 
 
@@ -96,7 +97,23 @@ def load_mnist_labels(root: Path) -> Tensor:
     return torch.as_tensor(sets.MNIST(root, train=True).targets)
 
 
-def _torchvision(name: str, root: Path, *, train: bool, download: bool) -> Tensor:
+def load_labels(name: str, root: Path) -> tuple[Tensor, Tensor, Tensor]:
+    """Loads the classes of training, validation and test images, (N,) each, in the order of :func:`load_images`.
+
+    Args:
+        name: one of ``LABELLED``.
+        root: folder of the data sets of torchvision, where they already are.
+    """
+    if name == "digits":
+        (_, train), (_, validation), (_, test) = load_labelled_digits()
+        return train, validation, test
+    sets = (_torchvision_set(name, root, train=part, download=False) for part in (True, False))
+    every, test = (torch.as_tensor(each.labels if name == "svhn" else each.targets) for each in sets)
+    cut = len(every) - max(1, len(every) // 10)
+    return every[:cut], every[cut:], test
+
+
+def _torchvision_set(name: str, root: Path, *, train: bool, download: bool) -> Any:
     import torchvision.datasets as sets  # only where it is needed: importing it takes a second
 
     make: dict[str, Callable[[], Any]] = {
@@ -107,9 +124,13 @@ def _torchvision(name: str, root: Path, *, train: bool, download: bool) -> Tenso
         "celeba": lambda: sets.CelebA(root, split="train" if train else "test", download=download),
     }
     try:
-        dataset = make[name]()
+        return make[name]()
     except (RuntimeError, OSError) as error:
         fail(f"{name} is not in --root {root} (add --download to fetch it): {str(error).splitlines()[0]}")
+
+
+def _torchvision(name: str, root: Path, *, train: bool, download: bool) -> Tensor:
+    dataset = _torchvision_set(name, root, train=train, download=download)
     if name == "celeba":  # the crop of the RealNVP paper, rounded to integers again, so that bits are those of images
         return torch.stack([_pixels(image.crop((15, 40, 163, 188)), 64) for image, _ in dataset])
     images = torch.as_tensor(dataset.data)
