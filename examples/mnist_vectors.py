@@ -57,7 +57,7 @@ from pyro_realnvp.training.average import exponential_average
 from pyro_realnvp.training.divergence import DivergedError, Recovery
 from pyro_realnvp.training.loop import Batches, BestState, Progress, cosine_schedule, gradient_step, run_steps
 
-from shared.image_data import load_images, load_mnist_labels
+from shared.image_data import load_images, load_labels
 from shared.option_types import COUNT, RATE, SHARE
 from shared.options import add_options, resolve_device, set_seed
 from shared.run import Run, open_run
@@ -176,7 +176,8 @@ def train(args: argparse.Namespace, run: Run) -> None:
     train_pixels, validation_pixels = torch.cat(known).flatten(1).to(device).tensor_split([TRAINING])
     test_pixels = test.flatten(1).to(device)
     classes = CLASSES if args.conditional else 0
-    one_hot = nn.functional.one_hot(load_mnist_labels(args.root)[: len(train_pixels)], CLASSES).float().to(device)
+    labels = torch.cat(load_labels("mnist", args.root)[:2])[: len(train_pixels)]
+    one_hot = nn.functional.one_hot(labels, CLASSES).float().to(device)
     model = build(args.flow, hidden=args.hidden, classes=classes).to(device).train()
     if run.checkpoint.saved is None and args.flow == "nice":
         initialize(model, dequantize(args.flow, train_pixels[:5000]))

@@ -76,7 +76,7 @@ def load_images(name: str, root: Path, *, download: bool, size: int | None = Non
         train, test = images[:cut], images[cut:]
     else:
         train, test = (_torchvision(name, root, train=part, download=download) for part in (True, False))
-    cut = len(train) - max(1, len(train) // (6 if name in ("mnist", "fashion-mnist") else 10))
+    cut = training_rows(name, len(train))
     return train[:cut], train[cut:], test
 
 
@@ -88,13 +88,6 @@ def load_labelled_digits() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]
     train, test, train_labels, test_labels = train_test_split(images, labels, test_size=0.2, random_state=0)
     cut = len(train) - len(train) // 10
     return (train[:cut], train_labels[:cut]), (train[cut:], train_labels[cut:]), (test, test_labels)
-
-
-def load_mnist_labels(root: Path) -> Tensor:
-    """Loads the digits (60000,) that the training images of MNIST show, in the order of :func:`load_images`."""
-    import torchvision.datasets as sets
-
-    return torch.as_tensor(sets.MNIST(root, train=True).targets)
 
 
 def load_labels(name: str, root: Path) -> tuple[Tensor, Tensor, Tensor]:
@@ -109,8 +102,13 @@ def load_labels(name: str, root: Path) -> tuple[Tensor, Tensor, Tensor]:
         return train, validation, test
     sets = (_torchvision_set(name, root, train=part, download=False) for part in (True, False))
     every, test = (torch.as_tensor(each.labels if name == "svhn" else each.targets) for each in sets)
-    cut = len(every) - max(1, len(every) // 10)
+    cut = training_rows(name, len(every))
     return every[:cut], every[cut:], test
+
+
+def training_rows(name: str, count: int) -> int:
+    """Returns how many of the images that a data set has for training are left when the last are held out."""
+    return count - max(1, count // (6 if name in ("mnist", "fashion-mnist") else 10))
 
 
 def _torchvision_set(name: str, root: Path, *, train: bool, download: bool) -> Any:

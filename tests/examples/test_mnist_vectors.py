@@ -12,7 +12,7 @@ import torch
 import mnist_vectors
 from pyro_realnvp import BatchNorm, load
 
-from shared.image_data import load_images, load_mnist_labels
+from shared.image_data import load_images, load_labels
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +126,10 @@ def test_statistics_are_those_of_the_whole_training_set(
 
 
 def test_labels(root: Path) -> None:
-    assert load_mnist_labels(root).tolist() == [index % 10 for index in range(120)]
+    parts = load_labels("mnist", root)
+    images = load_images("mnist", root, download=False)
+    assert [len(part) for part in parts] == [len(part) for part in images] == [100, 20, 40]
+    assert torch.cat(parts[:2]).tolist() == [index % 10 for index in range(120)]
 
 
 def test_nice_knows_no_classes(capsys: pytest.CaptureFixture[str]) -> None:
