@@ -52,6 +52,14 @@ class Augmented(AuxiliaryBound):
     Raises:
         ValueError: if the two event shapes do not leave any element for x; from ``log_prob``, with validation on, if
             events have another shape.
+
+    Example:
+        >>> both = dist.MultivariateNormal(torch.zeros(2), torch.tensor([[1.0, 0.6], [0.6, 1.0]]))
+        >>> x = torch.ones(10_000, 1)
+        >>> one, ten = (Augmented(both, StandardNormal(1), num_samples=s).log_prob(x).mean() for s in (1, 10))
+        >>> exact = dist.Normal(0.0, 1.0).log_prob(torch.tensor(1.0))
+        >>> bool(one < ten < exact)
+        True
     """
 
     def __init__(

@@ -56,6 +56,13 @@ class StudentTBase(LinearInContext):
 
     Raises:
         ValueError: if ``df`` is not above 0.5 and finite.
+
+    Example:
+        >>> far = torch.tensor([10.0])
+        >>> round(StandardNormal(1)().log_prob(far).item(), 2)
+        -50.92
+        >>> round(StudentTBase(1, df=2.0)().log_prob(far).item(), 2)
+        -6.94
     """
 
     is_even = True

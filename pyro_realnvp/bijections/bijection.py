@@ -22,10 +22,9 @@ from pyro.distributions.conditional import ConditionalTransform
 from torch import Size, Tensor, nn
 from torch.distributions import constraints
 
-from .._runtime.arguments import shown
 from .._runtime.batch_statistics import hold_statistics
-from .._runtime.checks import check_broadcast, check_context, check_dtype, check_floating, sizes, zero_or_one
-from .cache import Cache, fingerprint
+from .._runtime.checks import check_broadcast, check_context, check_dtype, check_floating, shape_of, sizes, zero_or_one
+from .cache import Cache
 from .support import events, finite
 
 
@@ -90,11 +89,11 @@ class Bijection(TransformModule, ConditionalTransform):
         return self._constraint(output=True)
 
     def __call__(self, x: Tensor) -> Tensor:
-        known = self._cache.recall(self._state_key, x=x)
+        known = self._cache.recall(self, x=x)
         return self._call(x) if known is None else known[1]
 
     def _inv_call(self, y: Tensor) -> Tensor:
-        known = self._cache.recall(self._state_key, y=y)
+        known = self._cache.recall(self, y=y)
         return self._inverse(y) if known is None else known[0]
 
     def _call(self, x: Tensor) -> Tensor:
@@ -111,7 +110,7 @@ class Bijection(TransformModule, ConditionalTransform):
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         """log|det dy/dx| of shape (\\*batch), for any x with y = f(x)."""
-        known = self._cache.recall(self._state_key, x=x, y=y)
+        known = self._cache.recall(self, x=x, y=y)
         if known is not None:
             self._cache.clear()  # handed out once, so that no graph is backpropagated twice
             return known[2]
@@ -120,10 +119,10 @@ class Bijection(TransformModule, ConditionalTransform):
             return self.forward_and_log_det(x)[1]
 
     def forward_shape(self, shape: Sequence[int]) -> Size:
-        return self._batch_shape(self._shape(shape), self.event_shape) + self.output_shape
+        return self._batch_shape(shape_of(type(self).__name__, shape), self.event_shape) + self.output_shape
 
     def inverse_shape(self, shape: Sequence[int]) -> Size:
-        return self._batch_shape(self._shape(shape), self.output_shape) + self.event_shape
+        return self._batch_shape(shape_of(type(self).__name__, shape), self.output_shape) + self.event_shape
 
     def with_cache(self, cache_size: int = 1) -> Bijection:
         """Returns a bijection with these parameters that remembers its last result (1) or does not (0)."""
@@ -169,13 +168,6 @@ class Bijection(TransformModule, ConditionalTransform):
         """Returns the batch dimensions of events; an error if the shape does not end in ``event_shape``."""
         return self._leading(shape, event_shape, "events")
 
-    def _shape(self, shape: Sequence[int]) -> Size:
-        """Returns a shape that was given as a sequence; an error if it is none."""
-        try:
-            return Size(shape)
-        except (TypeError, ValueError) as error:  # of something else than integers, or of huge ones
-            raise ValueError(f"{type(self).__name__} needs a shape of integers, but got {shown(shape)}.") from error
-
     def _leading(self, shape: Sequence[int], trailing: Size, expected: str) -> Size:
         cut = len(shape) - len(trailing)
         if cut < 0 or tuple(shape[cut:]) != tuple(trailing):
@@ -191,27 +183,13 @@ class Bijection(TransformModule, ConditionalTransform):
         self._batch_shape(value.shape, event_shape)
         check_dtype(self, "values", value)
 
-    def _state_key(self, argument: Tensor, result: Tensor) -> list[Any] | None:
-        """Lists everything that a remembered result depends on; None where that cannot be told."""
-        device, state = argument.device, fingerprint(self)
-        if state is None:
-            return None
-        try:
-            return [
-                *(argument._version, result._version, argument.dtype, device, self.training, torch.is_grad_enabled()),
-                torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type),
-                *state,
-            ]
-        except RuntimeError:  # inference tensors have no version, tensors under a function transform no address
-            return None
-
     def _per_event(self, log_det: Tensor, x: Tensor) -> Tensor:
         """Expands a log-determinant that is equal for all events to the batch shape of x."""
         return log_det.expand(x.shape[: x.dim() - len(self.event_shape)])
 
     def _remember(self, argument: Tensor, result: Tensor, log_det: Tensor, *, forward: bool) -> None:
         if self._cache_size and not torch.compiler.is_compiling():
-            self._cache.store(self._state_key, argument, result, log_det if forward else -log_det, forward=forward)
+            self._cache.store(self, argument, result, log_det if forward else -log_det, forward=forward)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Bijection:
         self._cache.clear()

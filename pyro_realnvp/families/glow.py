@@ -70,6 +70,14 @@ def glow_transforms(
     Raises:
         ValueError: if both ``hidden`` and ``net`` are given, an argument does not apply to events of this shape, or the
             shape cannot be squeezed.
+
+    Example:
+        >>> from functools import partial
+        >>> shape = (3, 8, 8)
+        >>> transforms = glow_transforms(shape, levels=2, steps=2, net=partial(ConvNet, hidden=16))
+        >>> flow = Flow(StandardNormal(shape), transforms)
+        >>> flow(torch.rand(4, *shape)).shape, flow.sample((2,)).shape
+        (torch.Size([4]), torch.Size([2, 3, 8, 8]))
     """
     shape = shape_of_event("glow_transforms", event_shape)
     transformer = _sigmoid_affine if transformer is None else transformer

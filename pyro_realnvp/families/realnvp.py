@@ -76,6 +76,14 @@ def realnvp_transforms(
     Raises:
         ValueError: if both ``hidden`` and ``net`` are given, an argument does not apply to events of this shape, or the
             shape cannot be squeezed.
+
+    Example:
+        >>> flow = Flow(StandardNormal(2), realnvp_transforms(2, context_shape=3))
+        >>> x, context = torch.randn(5, 2), torch.randn(5, 3)
+        >>> flow(x, context).shape
+        torch.Size([5])
+        >>> torch.allclose(flow(x, context), StandardNormal(2)().log_prob(x))  # a new flow of vectors is the identity
+        True
     """
     shape = shape_of_event("realnvp_transforms", event_shape)
     if len(shape) == 1:
