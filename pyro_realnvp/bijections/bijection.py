@@ -43,6 +43,16 @@ class Bijection(TransformModule, ConditionalTransform):
         event_shape: shape of one x: ``()``, ``(D,)`` or ``(C, H, W)``.
         output_shape: shape of one y, if it differs.
         cache_size: 1 remembers the last result, 0 does not.
+
+    Example:
+        >>> class Double(Bijection):
+        ...     def forward_and_log_det(self, x, context=None):
+        ...         return 2 * x, self._per_event(torch.tensor(2.0).log(), x)
+        ...     def inverse_and_log_det(self, y, context=None):
+        ...         return y / 2, self._per_event(-torch.tensor(2.0).log(), y)
+        >>> density = dist.TransformedDistribution(StandardNormal(1)(), [Double((1,))])
+        >>> torch.allclose(density.log_prob(torch.ones(1)), dist.Normal(0.0, 2.0).log_prob(torch.tensor(1.0)))
+        True
     """
 
     bijective = True
@@ -212,6 +222,11 @@ class Inverse(Bijection):
         y = f^-1(x),   log|det dy/dx| = -log|det df(y)/dy|
 
     Made by :attr:`Bijection.inv`, and ``f.inv.inv is f``.
+
+    Example:
+        >>> f = FixedAffine(torch.ones(2), torch.tensor([2.0, 4.0]))
+        >>> f.inv.forward_and_log_det(torch.tensor([3.0, 5.0]))[0], f.inv.inv is f
+        (tensor([1., 1.]), True)
     """
 
     def __init__(self, bijection: Bijection) -> None:
@@ -295,6 +310,11 @@ class Conditioned(Composite):
 
     Raises:
         ValueError: if the context does not end in the bijection's ``context_shape``.
+
+    Example:
+        >>> f = Elementwise((1,), Affine(), MLP(0, 2, context_shape=3)).condition(torch.zeros(4, 3))
+        >>> f.is_conditional, f(torch.zeros(1)).shape  # one event for each of four contexts
+        (False, torch.Size([4, 1]))
     """
 
     context: Tensor

@@ -31,6 +31,11 @@ class Squeeze(Reversible):
 
     Raises:
         ValueError: if the height or the width is odd.
+
+    Example:
+        >>> x = torch.tensor([[[0.0, 1.0], [2.0, 3.0]]])
+        >>> Squeeze((1, 2, 2))(x).flatten(), Squeeze((1, 2, 2), ordered=True)(x).flatten()
+        (tensor([0., 1., 2., 3.]), tensor([0., 3., 1., 2.]))
     """
 
     rearranges = True
@@ -102,6 +107,12 @@ class SqueezeColumns(_SqueezeWidth):
 
     Raises:
         ValueError: if the width is odd.
+
+    Example:
+        >>> SqueezeColumns((1, 1, 4))(torch.tensor([[[0.0, 1.0, 2.0, 3.0]]]))
+        tensor([[[0., 2.]],
+        <BLANKLINE>
+                [[1., 3.]]])
     """
 
 
@@ -120,6 +131,14 @@ class SqueezeCheckerboard(_SqueezeWidth):
 
     Raises:
         ValueError: if the width is odd.
+
+    Example:
+        >>> SqueezeCheckerboard((1, 2, 2))(torch.tensor([[[0.0, 1.0], [2.0, 3.0]]]))
+        tensor([[[0.],
+                 [3.]],
+        <BLANKLINE>
+                [[1.],
+                 [2.]]])
     """
 
     odd: Tensor
@@ -147,6 +166,12 @@ class Sandwich(Composite):
 
     Raises:
         ValueError: if f does not keep the shape of the rearranged events, or expects another context than it gets.
+
+    Example:
+        >>> f = Sandwich(Squeeze((1, 4, 4)), ActNorm((4, 2, 2)))
+        >>> x = torch.randn(10, 1, 4, 4)
+        >>> f.event_shape, bool(f(x)[:, :, ::2, ::2].mean().abs() < 1e-5)  # a channel behind the squeeze
+        (torch.Size([1, 4, 4]), True)
     """
 
     def __init__(self, outer: Bijection, bijection: Bijection, *, context: Bijection | None = None) -> None:
@@ -189,6 +214,11 @@ class Halves(Composite):
 
     Args:
         first, second: f and g, of events (C/2, H, W).
+
+    Example:
+        >>> f = Halves(Permute((2, 1, 1), [1, 0]), Permute((2, 1, 1), [0, 1]))
+        >>> f(torch.arange(4.0).reshape(4, 1, 1)).flatten()
+        tensor([1., 0., 2., 3.])
     """
 
     def __init__(self, first: Bijection, second: Bijection) -> None:
@@ -218,6 +248,11 @@ class FactorOut(Composite):
 
     Args:
         bijection: f, of events (C/2, H, W).
+
+    Example:
+        >>> f = FactorOut(Permute((2, 1, 1), [1, 0]))
+        >>> f(torch.arange(4.0).reshape(4, 1, 1)).flatten()
+        tensor([1., 0., 2., 3.])
     """
 
     def __init__(self, bijection: Bijection) -> None:

@@ -31,6 +31,12 @@ def standardized_from(x: Tensor) -> FixedAffine:
 
     Raises:
         ValueError: if x is no floating point tensor (N, D), or has a value that is not finite.
+
+    Example:
+        >>> x = torch.randn(1000, 2) @ torch.tensor([[1.0, 0.9], [0.0, 0.1]]) + 5
+        >>> z = standardized_from(x).inv(x)
+        >>> torch.allclose(z.mean(0), torch.zeros(2), atol=1e-3), torch.allclose(z.T.cov(), torch.eye(2), atol=0.1)
+        (True, True)
     """
     check_floating("standardized_from", "x", x)
     if x.dim() != 2 or x.shape[0] < 2 or x.shape[1] < 1:

@@ -57,6 +57,17 @@ class Recentered:
     Raises:
         ValueError: if a c is outside of [0, 1]; on the first call, if ``centered`` names a site that is no latent of a
             location-scale family.
+
+    Example:
+        >>> def model():
+        ...     scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
+        ...     pyro.sample("theta", dist.Normal(0.0, scale))
+        >>> trace = pyro.poutine.trace(Recentered(model, {"theta": 0.0})).get_trace()
+        >>> trace.stochastic_nodes
+        ['scale', 'theta_decentered']
+        >>> theta, scale, decentered = (trace.nodes[name]["value"] for name in ("theta", "scale", "theta_decentered"))
+        >>> torch.allclose(theta, scale * decentered)
+        True
     """
 
     def __init__(self, model: Callable[..., Any], centered: Mapping[str, float] | None = None) -> None:

@@ -29,6 +29,12 @@ class CoordinateFeatures(nn.Module):
         ValueError: if a coordinate is not among 0, ..., in_channels - 1, is named twice, or an interval is empty.
 
     Shapes: x (\\*batch, in_channels) and a context (\\*batch, \\*context_shape) to what the network returns.
+
+    Example:
+        >>> net = CoordinateFeatures(torch.nn.Linear(3, 4), 2, circular=[0])  # reads x_1, cos(x_0), sin(x_0)
+        >>> x = torch.randn(5, 2)
+        >>> torch.allclose(net(x), net(x + torch.tensor([2 * torch.pi, 0.0])), atol=1e-5)
+        True
     """
 
     angles: Tensor

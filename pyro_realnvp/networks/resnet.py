@@ -114,6 +114,12 @@ class ResNet(Conditioner):
         level: how often the resolution has been halved.
 
     Shapes: (\\*batch, in_channels, H, W) and a context to (\\*batch, out_channels, H, W).
+
+    Example:
+        >>> from functools import partial
+        >>> net = partial(ResNet, hidden=8, blocks=2)  # as realnvp_transforms takes it
+        >>> net(1, 2)(torch.randn(5, 1, 4, 4)).shape
+        torch.Size([5, 2, 4, 4])
     """
 
     starts_at_zero = False
