@@ -10,7 +10,6 @@ from types import ModuleType
 
 import pyro
 import pytest
-import torch
 
 import pyro_realnvp
 from pyro_realnvp import testing
