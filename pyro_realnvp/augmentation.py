@@ -88,7 +88,7 @@ class Augmented(AuxiliaryBound):
         return events(elementwise(of_both) or finite, len(self.event_shape))
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """A lower bound, in expectation, on the log-density of x (\\*batch, \\*event_shape)."""
+        """Bounds from below, in expectation, the log-density of x (\\*batch, \\*event_shape)."""
         if self._validate_args:
             check_floating("Augmented", "events", value)
             shape = tuple(value.shape)

@@ -23,8 +23,8 @@ class AugmentedFlow(nn.Module):
     :func:`~pyro_realnvp.fit`, :func:`~pyro_realnvp.save` and ``DistributedDataParallel`` take it. A coupling then
     transforms x given e as a whole, and what one layer can express is no longer bound to the number of elements of x.
 
-    A context is that of the density; the noise is conditioned on x alone, so that with a context the bound is the same,
-    if less tight.
+    A context is that of the density. The noise is conditioned on x alone: with a context the bound still holds, but is
+    less tight.
 
     ``print(model)`` shows a line a layer, as that of a :class:`~pyro_realnvp.Flow` does.
 

@@ -68,7 +68,7 @@ class Dequantized(AuxiliaryBound):
         return constraints.independent(constraints.integer_interval(0, self.levels - 1), len(self.event_shape))
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """A lower bound, in expectation, on the log-probability of integer images (\\*batch, \\*event_shape)."""
+        """Bounds from below, in expectation, the log-probability of integer images (\\*batch, \\*event_shape)."""
         if self._validate_args and not torch.compiler.is_compiling():  # a compiled graph cannot branch on data
             self._check(value)
         bound = self._bound(value.to(dtype_of(self.density)))
@@ -84,7 +84,7 @@ class Dequantized(AuxiliaryBound):
         return log_weight
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Integer images (\\*sample_shape, \\*batch_shape, \\*event_shape) as int64."""
+        """Draws integer images (\\*sample_shape, \\*batch_shape, \\*event_shape) as int64."""
         with torch.no_grad():
             x: Tensor = self.density.sample(Size(sample_shape))
             return (x * self.levels).floor().clamp(0, self.levels - 1).long()

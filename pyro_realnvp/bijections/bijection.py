@@ -119,7 +119,7 @@ class Bijection(TransformModule, ConditionalTransform):
         return x
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        """log|det dy/dx| of shape (\\*batch), for any x with y = f(x)."""
+        """Computes log|det dy/dx| of shape (\\*batch), for any x with y = f(x)."""
         known = self._cache.recall(self, x=x, y=y)
         if known is not None:
             self._cache.clear()  # handed out once, so that no graph is backpropagated twice

@@ -49,7 +49,7 @@ class FixedAffine(Bijection):
     """Shifts and scales a vector by constants: y = loc + L x, log|det dy/dx| = sum log L_ii.
 
     The constants are saved with the state and not learned. As the last layer of a flow, with the mean and the
-    covariance L L^T of the data, it lets the layers before it work on standardized data.
+    covariance L L^T of the data, it lets the layers before it work on standardised data.
 
     Args:
         loc: (D,).
@@ -219,7 +219,7 @@ class InvertibleConv1x1(Reversible):
     Args:
         event_shape: (C, H, W) or (D,).
         norm: an :class:`ActNorm` of the same events, applied first and folded into the convolution.
-        plu: the factorized form of equation 11, whose determinant is a sum, instead of W itself.
+        plu: the factorised form of equation 11, whose determinant is a sum, instead of W itself.
 
     Raises:
         ValueError: when inverting, if W is singular.

@@ -100,7 +100,7 @@ class _SqueezeWidth(Reversible):
 class SqueezeColumns(_SqueezeWidth):
     """Puts the odd columns of an image behind the even ones, as further channels; log|det dy/dx| = 0.
 
-    The released code of Flow++ splits images so, under the name of a checkerboard.
+    The released code of Flow++ splits images in this way, and calls it a checkerboard.
 
     Args:
         event_shape: (C, H, W); y has the shape (2 C, H, W/2).
@@ -123,8 +123,9 @@ class SqueezeCheckerboard(_SqueezeWidth):
         y[c, i, k] = x[c, i, 2 k + i mod 2],   y[C + c, i, k] = x[c, i, 2 k + (i + 1) mod 2]
 
     A coupling between the halves of these channels is one between the squares, like one with a
-    :func:`~pyro_realnvp.checkerboard` mask, on maps of half the size. It is another function: neighbours on the packed
-    board are neighbours in a row, or diagonal ones on the board, to the right and to the left in turns.
+    :func:`~pyro_realnvp.checkerboard` mask, on maps of half the size. It is another function, as its network sees other
+    neighbours: those beside each other on the packed board are two columns apart on the image, and those above each
+    other are diagonal neighbours, to the right and to the left in turns.
 
     Args:
         event_shape: (C, H, W); y has the shape (2 C, H, W/2).

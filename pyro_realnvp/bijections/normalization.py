@@ -38,7 +38,7 @@ class _ChannelMap(Reversible):
 
 @recorded
 class BatchNorm(_ChannelMap):
-    """Normalizes every channel by the mean and variance of the batch. Dinh et al. (2017), section 3.7.
+    """Normalises every channel by the mean and variance of the batch. Dinh et al. (2017), section 3.7.
 
         y = (x - mean) / sqrt(var + eps),   log|det dy/dx| = -1/2 sum log(var + eps)
 
@@ -159,7 +159,7 @@ class BatchNorm(_ChannelMap):
 
 @recorded
 class ActNorm(_ChannelMap):
-    """An affine map per channel that starts by normalizing a batch. Kingma & Dhariwal (2018), section 3.1.
+    """An affine map per channel that starts by normalising a batch. Kingma & Dhariwal (2018), section 3.1.
 
         y = (x - shift) exp(log_scale),   log|det dy/dx| = H W sum_c log_scale_c
 

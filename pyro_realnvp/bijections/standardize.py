@@ -21,7 +21,7 @@ def standardized_from(x: Tensor) -> FixedAffine:
         C = (1 - a) R + a I,   R the correlations,
 
     where the shrinkage a has the highest likelihood of every row given the others, which has a closed form. Theiler
-    (2012), The incredible shrinking covariance estimator, section 3.1. With a constant coordinate there is a s of 1.
+    (2012), The incredible shrinking covariance estimator, section 3.1. A constant coordinate gets s = 1.
 
     Args:
         x: the training data, (N, D) with two rows or more.

@@ -60,7 +60,7 @@ def glow_transforms(
         hidden: widths of the hidden layers of the networks of a vector flow, (64, 64) by default; they are of tanh.
         net: builds the networks, instead; for images ``ConvNet`` by default.
         transformer: builds the map of a coupling; ``lambda: Affine(SigmoidLogScale())`` by default.
-        plu: the factorized 1x1 convolution instead of the plain one, which the released code uses.
+        plu: the factorised 1x1 convolution instead of the plain one, which the released code uses.
         context_shape: length of the context vector of a conditional flow, or shape (C, H, W) of its context map.
         context_dim: length of the context vector, instead.
 

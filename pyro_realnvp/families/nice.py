@@ -30,7 +30,7 @@ def nice_transforms(
     """Builds NICE: additive couplings and one diagonal scaling. Dinh, Krueger & Bengio (2014).
 
     The coordinates with even and with odd index take turns; images are flattened. A single coordinate is only shifted
-    and scaled, which a warning says if that is to depend on a context. The paper's prior is
+    and scaled; a warning says so if it is to depend on a context. The paper's prior is
     :class:`~pyro_realnvp.StandardLogistic` for MNIST and Gaussian elsewhere.
 
     Args:

@@ -22,8 +22,8 @@ class IndependenceMH(MCMCKernel):
 
     which leaves the posterior invariant. If w <= M p(x) everywhere, the chain is within (1 - 1/M)^n of the posterior
     after n steps; without such an M it sticks where w is large. Pareto k-hat (:func:`~pyro_realnvp.pareto_k`) tells
-    beforehand. Tierney (1994); Mengersen and Tweedie (1996), theorem 2.1; with a
-    flow as q: Gabrié, Rotskoff, Vanden-Eijnden (2022).
+    beforehand. Tierney (1994); Mengersen and Tweedie (1996), theorem 2.1; with a flow as q: Gabrié, Rotskoff,
+    Vanden-Eijnden (2022).
 
     Proposals do not depend on the chain, so they are drawn and weighed many at a time, and no gradient is needed.
 
@@ -90,7 +90,7 @@ class IndependenceMH(MCMCKernel):
         raise ValueError(f"IndependenceMH starts at a draw of its guide, but got initial_params for {list(params)}.")
 
     def sample(self, params: dict[str, Tensor]) -> dict[str, Tensor]:
-        """One step: the proposal if it is accepted, else the present state."""
+        """Takes one step: returns the proposal if it is accepted, else the present state."""
         proposal, log_weight = next(self._next)
         self._steps += 1
         if self._steps == self._warmup_steps + 1:

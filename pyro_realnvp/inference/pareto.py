@@ -40,7 +40,7 @@ def pareto_k(log_weights: Tensor) -> float:
         k-hat up to 1                       S draws are too few, and the number needed grows quickly;
         k-hat >= 1                          the weights have no finite mean: no number of draws helps.
 
-    The tail are the M = ceil(min(S/5, 3 sqrt(S))) largest weights; the fit is that of Zhang and Stephens (2009), with
+    The tail is the M = ceil(min(S/5, 3 sqrt(S))) largest weights; the fit is that of Zhang and Stephens (2009), with
     a weak prior at 0.5 that weighs as much as 10 of them. Vehtari, Simpson, Gelman, Yao, Gabry (2024), Pareto smoothed
     importance sampling; for guides: Yao, Vehtari, Simpson, Gelman (2018), Yes, but did it work?
 
@@ -53,9 +53,9 @@ def pareto_k(log_weights: Tensor) -> float:
         log_weights: (S,) with S >= 25, normalised or not.
 
     Returns:
-        k-hat; -inf if the M + 1 largest weights are within 5 % of each other, as they are for an exact guide: to cut
-        them off would change the sum of all by less than 5 % of M/S, while their shape, that of a far corner or of
-        rounding, may be any. And inf if fewer than 5 of them exceed all others.
+        k-hat; -inf if the M + 1 largest weights are within 5 % of each other, as they are for an exact guide. Cutting
+        them off would then change the sum of all by less than 5 % of M/S, while the shape of their tail comes from a
+        far corner, or from rounding, and says nothing. And inf if fewer than 5 of them exceed all others.
 
     Example:
         >>> u = (torch.arange(10_000) + 0.5) / 10_000
@@ -79,7 +79,7 @@ def pareto_k_spread(log_weights: Tensor, batches: int = 10) -> float:
         batches: B.
 
     Returns:
-        the error; inf if some k_b are infinite and 0 if all are, and equal.
+        The error; inf if some k_b are infinite, but 0 if all are infinite and equal.
 
     Example:
         >>> log_weights = -0.5 * torch.rand(10_000).log()  # of weights with k = 1/2

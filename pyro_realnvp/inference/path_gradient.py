@@ -45,11 +45,12 @@ class _Draw(NamedTuple):
 class PathGradientDistribution(dist.TransformedDistribution):  # type: ignore[misc]
     """A ``TransformedDistribution`` of one :class:`~pyro_realnvp.Bijection`, with the path gradient for its own draws.
 
-    The log-density of its last draws, if they are a batch, passes a gradient that is equal for all draws along the path
-    alone. A gradient that differs between draws, as in bounds that weigh them, passes along the path and to the
-    parameters, as usual; so does every gradient of the density of other values, and of a single draw, where the two
-    cannot be told apart. Both are unbiased. The path costs a second pass through the transform, but for those that
-    compute the score of a draw with the draw (:class:`PushesScore`).
+    The log-density of its last draws, if they are a batch, receives a gradient for each of them. Where that is equal
+    for all, as in the mean of an ELBO, it flows along the path of the draws alone. Where it differs between draws, as
+    in bounds that weigh them, it flows along the path and to the parameters, as usual; so do the gradients of the
+    density of other values, and of a single draw, where the two cannot be told apart. All are unbiased. The path costs
+    a second pass through the transform, unless that computes the score of a draw along with the draw
+    (:class:`PushesScore`).
 
     Example:
         >>> f = Scale((2,))

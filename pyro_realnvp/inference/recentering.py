@@ -27,7 +27,7 @@ _CHOICES = (0.0, 0.5, 1.0)
 
 @final
 class Recentered:
-    """A model whose latents of a location and a scale that are latent themselves are non-centred where that helps.
+    """Non-centres those latents of a model whose location or scale is latent too, where that helps.
 
     A site theta ~ F(loc, scale) of a location-scale family becomes, with centredness c in [0, 1],
 

@@ -16,8 +16,8 @@ class CoordinateFeatures(nn.Module):
     """Gives a network of vectors the cosine and sine of every angle, so that what it computes is periodic.
 
     The features of x are, in this order: every coordinate that is no angle, those in an interval [low, high] scaled to
-    [-1, 1] and all others as they are; then the cosines of the angles; then their sines. A coupling with such a
-    conditioner knows from it where the coordinates lie that it reads.
+    [-1, 1] and all others as they are; then the cosines of the angles; then their sines. From such a conditioner a
+    coupling knows which of the coordinates that it reads are angles, or lie in an interval.
 
     Args:
         network: maps (\\*batch, in_channels + number of angles) and a context, if there is one, to parameters.

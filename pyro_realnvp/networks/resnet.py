@@ -59,7 +59,7 @@ class _BatchNorm2d(nn.BatchNorm2d):
         return super().forward(x)
 
     def _over_processes(self, x: Tensor) -> Tensor:
-        """Normalizes by the statistics of all processes."""
+        """Normalises by the statistics of all processes."""
         var, mean = torch.var_mean(at_least_float32(x), (0, 2, 3), correction=0)
         mean, var, count = moments(mean, var, x.numel() / max(1, len(mean)), synchronized=True)
         if not statistics_are_held():
