@@ -1,6 +1,7 @@
 """Docstrings of the package as Markdown: roles become links to the API pages, indented code becomes fenced.
 
-An extension of griffe, which mkdocstrings loads by its path in ``mkdocs.yml``.
+An extension of griffe, which mkdocstrings loads by its path in ``mkdocs.yml``. Griffe knows the section ``Example:`` by
+the name ``Examples:`` alone, and shows its doctests as code with output.
 """
 
 import ast
@@ -13,7 +14,8 @@ import griffe
 PACKAGE = "pyro_realnvp"
 ROLE = re.compile(r":(?:class|func|meth|attr|mod|data|exc):`(~?)([\w.]+)`")
 INDENTED = re.compile(r"(?<=\n\n)(?: {4}.*\n|\n(?= {4}))+", re.M)
-SECTION = re.compile(r"^(Args|Returns|Raises|Attributes|Yields):$", re.M)
+SECTION = re.compile(r"^(Args|Returns|Raises|Attributes|Yields|Example):$", re.M)
+EXAMPLE = re.compile(r"^Example:$", re.M)
 
 
 def markdown(text: str, resolve: Any) -> str:
@@ -34,7 +36,7 @@ def markdown(text: str, resolve: Any) -> str:
     first = SECTION.search(text)  # in a section, an indentation is that of an item
     end = first.start() if first else len(text)
     body = text[:end] if text[:end].endswith("\n") else text[:end] + "\n"
-    return INDENTED.sub(_fenced, body) + text[end:]
+    return INDENTED.sub(_fenced, body) + EXAMPLE.sub("Examples: Example:", text[end:])  # the second is the heading
 
 
 def _fenced(found: re.Match[str]) -> str:

@@ -1,4 +1,8 @@
-"""RealNVP and its family as Pyro transforms: densities, priors and guides."""
+"""RealNVP and its family as Pyro transforms: densities, priors and guides.
+
+Examples in docstrings begin behind ``import pyro, torch``, ``from pyro import distributions as dist`` and
+``from pyro_realnvp import *``.
+"""
 
 from typing import Any
 

@@ -52,6 +52,14 @@ class Augmented(AuxiliaryBound):
     Raises:
         ValueError: if the two event shapes do not leave any element for x; from ``log_prob``, with validation on, if
             events have another shape.
+
+    Example:
+        >>> both = dist.MultivariateNormal(torch.zeros(2), torch.tensor([[1.0, 0.6], [0.6, 1.0]]))
+        >>> x = torch.ones(10_000, 1)
+        >>> one, ten = (Augmented(both, StandardNormal(1), num_samples=s).log_prob(x).mean() for s in (1, 10))
+        >>> exact = dist.Normal(0.0, 1.0).log_prob(torch.tensor(1.0))
+        >>> bool(one < ten < exact)
+        True
     """
 
     def __init__(
@@ -80,7 +88,7 @@ class Augmented(AuxiliaryBound):
         return events(elementwise(of_both) or finite, len(self.event_shape))
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """A lower bound, in expectation, on the log-density of x (\\*batch, \\*event_shape)."""
+        """Bounds from below, in expectation, the log-density of x (\\*batch, \\*event_shape)."""
         if self._validate_args:
             check_floating("Augmented", "events", value)
             shape = tuple(value.shape)

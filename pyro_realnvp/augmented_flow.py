@@ -23,23 +23,26 @@ class AugmentedFlow(nn.Module):
     :func:`~pyro_realnvp.fit`, :func:`~pyro_realnvp.save` and ``DistributedDataParallel`` take it. A coupling then
     transforms x given e as a whole, and what one layer can express is no longer bound to the number of elements of x.
 
-        density = Flow(StandardNormal(4), realnvp_transforms(4))        # of two elements of x, and two of e
-        model = AugmentedFlow(density, DiagonalNormal(2, context_shape=2))
-        noise = Flow(StandardNormal(2), realnvp_transforms(2, couplings=4, context_shape=2))
-        model = AugmentedFlow(density, noise)                           # with a tighter bound
-        fit(model, x)
-
-    A context is that of the density; the noise is conditioned on x alone, so that with a context the bound is the same,
-    if less tight.
+    A context is that of the density. The noise is conditioned on x alone: with a context the bound still holds, but is
+    less tight.
 
     ``print(model)`` shows a line a layer, as that of a :class:`~pyro_realnvp.Flow` does.
 
     Args:
         flow: a density over vectors (x, e), or images whose last channels are e.
-        noise: q(e | x), with a context of the shape of x; ``StandardNormal(k)`` for noise that does not depend on x.
+        noise: q(e | x), with a context of the shape of x: a conditional Flow or, with a looser bound, a
+            :class:`~pyro_realnvp.DiagonalNormal`; ``StandardNormal(k)`` for noise that does not depend on x.
 
     Raises:
         ValueError: if the events of the noise are no part of those of the flow.
+
+    Example:
+        >>> density = Flow(StandardNormal(4), realnvp_transforms(4))  # of two elements of x, and two of e
+        >>> noise = Flow(StandardNormal(2), realnvp_transforms(2, couplings=4, context_shape=2))
+        >>> model = AugmentedFlow(density, noise)
+        >>> x = torch.randn(5, 2)
+        >>> torch.allclose(model(x), StandardNormal(2)().log_prob(x), atol=1e-5)  # exact: x and e are independent
+        True
     """
 
     def __init__(self, flow: Flow, noise: Flow | Base) -> None:

@@ -59,6 +59,14 @@ class Flow(nn.Module):
     Raises:
         ValueError: if the base is not such a Module, or its events do not fit the transforms: by their shape, or as
             some of their coordinates are angles, say, in one and real numbers in the other.
+
+    Example:
+        >>> flow = Flow(StandardNormal(2), realnvp_transforms(2))
+        >>> x = flow.sample((5,))
+        >>> torch.allclose(flow(x), flow.distribution().log_prob(x))
+        True
+        >>> pyro.sample("x", flow.distribution()).shape  # as a prior
+        torch.Size([2])
     """
 
     def __init__(self, base: Annotated[nn.Module, _BASE], transforms: Iterable[Transform]) -> None:

@@ -22,16 +22,21 @@ class ImageFlow(nn.Module):
     Calling it returns the bound on the log-probability of :class:`~pyro_realnvp.Dequantized`, so that
     :func:`~pyro_realnvp.fit`, :func:`~pyro_realnvp.save` and ``DistributedDataParallel`` take it.
 
-        density = Flow(StandardNormal((1, 28, 28)), [*realnvp_transforms((1, 28, 28)), Logit(0.05).inv])
-        noise = Flow(StandardNormal((1, 28, 28)), flowpp_dequantizer((1, 28, 28)))
-        model = ImageFlow(density, levels=256, dequantizer=noise)
-
     ``print(model)`` shows a line a layer, as that of a :class:`~pyro_realnvp.Flow` does.
 
     Args:
         flow: a density on the unit cube.
         levels: number of values of a pixel, 0 to levels - 1.
         dequantizer: a flow on the unit cube given k / levels - 1/2; None for uniform noise.
+
+    Example:
+        >>> shape = (1, 4, 4)
+        >>> density = Flow(StandardNormal(shape), [*glow_transforms(shape, levels=1, steps=1), Logit(0.05).inv])
+        >>> noise = Flow(StandardNormal(shape), flowpp_dequantizer(shape))
+        >>> model = ImageFlow(density, levels=256, dequantizer=noise)
+        >>> images = model.sample((3,))
+        >>> images.dtype, images.shape, model(images).shape
+        (torch.int64, torch.Size([3, 1, 4, 4]), torch.Size([3]))
     """
 
     def __init__(self, flow: Flow, levels: int = 256, dequantizer: Flow | None = None) -> None:

@@ -32,6 +32,17 @@ def check_bijection(
 
     Raises:
         AssertionError: if a law does not hold; the message says which and by how much.
+
+    Example:
+        >>> from pyro_realnvp.testing import check_bijection
+        >>> class Wrong(Bijection):
+        ...     def forward_and_log_det(self, x, context=None):
+        ...         return 2 * x, x.new_zeros(x.shape[:-1])  # without log 2
+        ...     def inverse_and_log_det(self, y, context=None):
+        ...         return y / 2, y.new_zeros(y.shape[:-1])
+        >>> check_bijection(Wrong((1,)))
+        Traceback (most recent call last):
+        AssertionError: log-determinant of forward against autodiff: the error is 6.93e-01, more than 1e-10.
     """
     if not isinstance(bijection, Bijection):
         raise ValueError(
@@ -51,14 +62,31 @@ def check_bijection(
 
 @torch.no_grad()
 def randomize(bijection: torch.nn.Module) -> None:
-    """Gives every parameter small random values, so that a layer that starts as the identity no longer is."""
+    """Gives every parameter small random values, so that a layer that starts as the identity no longer is.
+
+    Example:
+        >>> from pyro_realnvp.testing import randomize
+        >>> f = Chain(realnvp_transforms(2))
+        >>> x = torch.randn(5, 2)
+        >>> identity = torch.allclose(f(x), x)
+        >>> randomize(f)
+        >>> identity, torch.allclose(f(x), x)
+        (True, False)
+    """
     for parameter in bijection.parameters():
         spread = 0.3 if parameter.dim() < 2 else parameter[0].numel() ** -0.5
         parameter.copy_(spread * torch.randn(parameter.shape, dtype=parameter.dtype))
 
 
 def draw(bijection: Bijection, batch: Sequence[int] = (), *, output: bool = False) -> Tensor:
-    """Draws a random x (\\*batch, \\*event_shape) in the domain, or y (\\*batch, \\*output_shape) in the codomain."""
+    """Draws a random x (\\*batch, \\*event_shape) in the domain, or y (\\*batch, \\*output_shape) in the codomain.
+
+    Example:
+        >>> from pyro_realnvp.testing import draw
+        >>> x = draw(Logit(0.05), (1000,))
+        >>> x.shape, bool(Logit(0.05).domain.check(x).all())
+        (torch.Size([1000]), True)
+    """
     constraint: constraints.Constraint = bijection.codomain if output else bijection.domain
     shape = (*batch, *(bijection.output_shape if output else bijection.event_shape))
     like = next((t for t in (*bijection.parameters(), *bijection.buffers())), torch.empty(()))

@@ -68,6 +68,14 @@ def zero_or_one(argument: str, value: int) -> int:
     return int(value)
 
 
+def shape_of(name: str, shape: Sequence[int]) -> Size:
+    """Returns a shape that was given as a sequence of integers; a ValueError if it is none."""
+    try:
+        return Size(shape)
+    except (TypeError, ValueError) as error:  # of something else than integers, or of huge ones
+        raise ValueError(f"{name} needs a shape of integers, but got {shown(shape)}.") from error
+
+
 def integers(name: str, what: str, value: int | Sequence[int]) -> tuple[int, ...]:
     """Returns one integer, or several, as a tuple; ``name`` is that of the class or function, ``what`` of the value.
 

@@ -29,6 +29,13 @@ class StandardNormal(Base):
 
     Args:
         event_shape: of one event, or its length.
+
+    Example:
+        >>> base = StandardNormal(3)
+        >>> round(base().log_prob(torch.zeros(3)).item(), 4)  # -3/2 log(2 pi)
+        -2.7568
+        >>> base().sample((5,)).shape
+        torch.Size([5, 3])
     """
 
     is_even = True
@@ -48,6 +55,11 @@ class StandardLogistic(Base):
 
     Args:
         event_shape: of one event, or its length.
+
+    Example:
+        >>> base = StandardLogistic(2)
+        >>> round(base().log_prob(torch.zeros(2)).exp().item(), 4)  # of two densities of 1/4
+        0.0625
     """
 
     is_even = True
@@ -69,6 +81,13 @@ class DiagonalNormal(LinearInContext):
         event_shape: of one event, or its length.
         context_shape: length of the context vector; None for none.
         context_dim: length of the context vector, instead.
+
+    Example:
+        >>> base = DiagonalNormal(2, context_shape=3)
+        >>> flow = Flow(base, realnvp_transforms(2))
+        >>> labels = torch.eye(3)  # one Gaussian a class
+        >>> flow.sample((5,), context=labels).shape
+        torch.Size([5, 3, 2])
     """
 
     def __init__(

@@ -38,6 +38,12 @@ class MixedBase(Base):
     Raises:
         ValueError: if events are no vectors, a coordinate is not among 0, ..., D - 1, is named twice, an interval is
             empty, or there are not as many deviations as angles, or one is not positive.
+
+    Example:
+        >>> base = MixedBase(2, circular=[0], intervals=[(1, 0.0, 10.0)])
+        >>> z = base().sample((5,))
+        >>> torch.allclose(base().log_prob(z).exp(), torch.tensor(1 / (2 * torch.pi * 10)))
+        True
     """
 
     deviation: Tensor | None

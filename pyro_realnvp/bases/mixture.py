@@ -43,6 +43,13 @@ class MixtureBase(LinearInContext):
         components: K.
         context_shape: length of the context vector; None for none.
         context_dim: length of the context vector, instead.
+
+    Example:
+        >>> base = MixtureBase(1, components=2)
+        >>> _ = base.loc.data.copy_(torch.tensor([[-4.0], [4.0]]))
+        >>> z = base().sample((10_000,))
+        >>> round((z > 0).float().mean().item(), 1), round(z.abs().mean().item(), 1)
+        (0.5, 4.0)
     """
 
     def __init__(

@@ -35,11 +35,11 @@ class StudentTBase(LinearInContext):
     normalizing flows.
 
     The floor of 0.5, at which the tails are heavier than those of a Cauchy variable (nu = 1), keeps draws and gradients
-    finite in single precision. A step of Adam moves raw by the learning rate, and so, for the tens, the logarithm of a
-    small nu by up to ten times that. From the start at nu = 10, with a centre close to that of N(0, 1), heavy tails are
-    found in some hundred steps at a learning rate of 0.01, and thin ones are no worse by more than a few thousandths of
-    a nat. The density is that of the formula, up to rounding, for |z| up to 1e38, and draws by ``rsample`` have
-    gradients for nu.
+    finite in single precision. Because of the factors 10, a step of Adam, which moves raw by the learning rate, moves
+    the logarithm of a small nu by up to ten times as much. From the start at nu = 10, with a centre close to that of
+    N(0, 1), heavy tails are found in some hundred steps at a learning rate of 0.01, and thin ones are no worse by more
+    than a few thousandths of a nat. The density is that of the formula, up to rounding, for |z| up to 1e38, and draws
+    by ``rsample`` have gradients for nu.
 
     A network with bounded activations, ``partial(MLP, activation=nn.Tanh)`` say, leaves the tails of the coordinates
     independent, where one that grows linearly drags a coordinate along with far values of another. Data with heavy
@@ -56,6 +56,13 @@ class StudentTBase(LinearInContext):
 
     Raises:
         ValueError: if ``df`` is not above 0.5 and finite.
+
+    Example:
+        >>> far = torch.tensor([10.0])
+        >>> round(StandardNormal(1)().log_prob(far).item(), 2)
+        -50.92
+        >>> round(StudentTBase(1, df=2.0)().log_prob(far).item(), 2)
+        -6.94
     """
 
     is_even = True

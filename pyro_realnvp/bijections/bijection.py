@@ -22,10 +22,9 @@ from pyro.distributions.conditional import ConditionalTransform
 from torch import Size, Tensor, nn
 from torch.distributions import constraints
 
-from .._runtime.arguments import shown
 from .._runtime.batch_statistics import hold_statistics
-from .._runtime.checks import check_broadcast, check_context, check_dtype, check_floating, sizes, zero_or_one
-from .cache import Cache, fingerprint
+from .._runtime.checks import check_broadcast, check_context, check_dtype, check_floating, shape_of, sizes, zero_or_one
+from .cache import Cache
 from .support import events, finite
 
 
@@ -44,6 +43,16 @@ class Bijection(TransformModule, ConditionalTransform):
         event_shape: shape of one x: ``()``, ``(D,)`` or ``(C, H, W)``.
         output_shape: shape of one y, if it differs.
         cache_size: 1 remembers the last result, 0 does not.
+
+    Example:
+        >>> class Double(Bijection):
+        ...     def forward_and_log_det(self, x, context=None):
+        ...         return 2 * x, self._per_event(torch.tensor(2.0).log(), x)
+        ...     def inverse_and_log_det(self, y, context=None):
+        ...         return y / 2, self._per_event(-torch.tensor(2.0).log(), y)
+        >>> density = dist.TransformedDistribution(StandardNormal(1)(), [Double((1,))])
+        >>> torch.allclose(density.log_prob(torch.ones(1)), dist.Normal(0.0, 2.0).log_prob(torch.tensor(1.0)))
+        True
     """
 
     bijective = True
@@ -90,11 +99,11 @@ class Bijection(TransformModule, ConditionalTransform):
         return self._constraint(output=True)
 
     def __call__(self, x: Tensor) -> Tensor:
-        known = self._cache.recall(self._state_key, x=x)
+        known = self._cache.recall(self, x=x)
         return self._call(x) if known is None else known[1]
 
     def _inv_call(self, y: Tensor) -> Tensor:
-        known = self._cache.recall(self._state_key, y=y)
+        known = self._cache.recall(self, y=y)
         return self._inverse(y) if known is None else known[0]
 
     def _call(self, x: Tensor) -> Tensor:
@@ -110,8 +119,8 @@ class Bijection(TransformModule, ConditionalTransform):
         return x
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        """log|det dy/dx| of shape (\\*batch), for any x with y = f(x)."""
-        known = self._cache.recall(self._state_key, x=x, y=y)
+        """Computes log|det dy/dx| of shape (\\*batch), for any x with y = f(x)."""
+        known = self._cache.recall(self, x=x, y=y)
         if known is not None:
             self._cache.clear()  # handed out once, so that no graph is backpropagated twice
             return known[2]
@@ -120,10 +129,10 @@ class Bijection(TransformModule, ConditionalTransform):
             return self.forward_and_log_det(x)[1]
 
     def forward_shape(self, shape: Sequence[int]) -> Size:
-        return self._batch_shape(self._shape(shape), self.event_shape) + self.output_shape
+        return self._batch_shape(shape_of(type(self).__name__, shape), self.event_shape) + self.output_shape
 
     def inverse_shape(self, shape: Sequence[int]) -> Size:
-        return self._batch_shape(self._shape(shape), self.output_shape) + self.event_shape
+        return self._batch_shape(shape_of(type(self).__name__, shape), self.output_shape) + self.event_shape
 
     def with_cache(self, cache_size: int = 1) -> Bijection:
         """Returns a bijection with these parameters that remembers its last result (1) or does not (0)."""
@@ -169,13 +178,6 @@ class Bijection(TransformModule, ConditionalTransform):
         """Returns the batch dimensions of events; an error if the shape does not end in ``event_shape``."""
         return self._leading(shape, event_shape, "events")
 
-    def _shape(self, shape: Sequence[int]) -> Size:
-        """Returns a shape that was given as a sequence; an error if it is none."""
-        try:
-            return Size(shape)
-        except (TypeError, ValueError) as error:  # of something else than integers, or of huge ones
-            raise ValueError(f"{type(self).__name__} needs a shape of integers, but got {shown(shape)}.") from error
-
     def _leading(self, shape: Sequence[int], trailing: Size, expected: str) -> Size:
         cut = len(shape) - len(trailing)
         if cut < 0 or tuple(shape[cut:]) != tuple(trailing):
@@ -191,27 +193,13 @@ class Bijection(TransformModule, ConditionalTransform):
         self._batch_shape(value.shape, event_shape)
         check_dtype(self, "values", value)
 
-    def _state_key(self, argument: Tensor, result: Tensor) -> list[Any] | None:
-        """Lists everything that a remembered result depends on; None where that cannot be told."""
-        device, state = argument.device, fingerprint(self)
-        if state is None:
-            return None
-        try:
-            return [
-                *(argument._version, result._version, argument.dtype, device, self.training, torch.is_grad_enabled()),
-                torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type),
-                *state,
-            ]
-        except RuntimeError:  # inference tensors have no version, tensors under a function transform no address
-            return None
-
     def _per_event(self, log_det: Tensor, x: Tensor) -> Tensor:
         """Expands a log-determinant that is equal for all events to the batch shape of x."""
         return log_det.expand(x.shape[: x.dim() - len(self.event_shape)])
 
     def _remember(self, argument: Tensor, result: Tensor, log_det: Tensor, *, forward: bool) -> None:
         if self._cache_size and not torch.compiler.is_compiling():
-            self._cache.store(self._state_key, argument, result, log_det if forward else -log_det, forward=forward)
+            self._cache.store(self, argument, result, log_det if forward else -log_det, forward=forward)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Bijection:
         self._cache.clear()
@@ -234,6 +222,11 @@ class Inverse(Bijection):
         y = f^-1(x),   log|det dy/dx| = -log|det df(y)/dy|
 
     Made by :attr:`Bijection.inv`, and ``f.inv.inv is f``.
+
+    Example:
+        >>> f = FixedAffine(torch.ones(2), torch.tensor([2.0, 4.0]))
+        >>> f.inv.forward_and_log_det(torch.tensor([3.0, 5.0]))[0], f.inv.inv is f
+        (tensor([1., 1.]), True)
     """
 
     def __init__(self, bijection: Bijection) -> None:
@@ -317,6 +310,11 @@ class Conditioned(Composite):
 
     Raises:
         ValueError: if the context does not end in the bijection's ``context_shape``.
+
+    Example:
+        >>> f = Elementwise((1,), Affine(), MLP(0, 2, context_shape=3)).condition(torch.zeros(4, 3))
+        >>> f.is_conditional, f(torch.zeros(1)).shape  # one event for each of four contexts
+        (False, torch.Size([4, 1]))
     """
 
     context: Tensor

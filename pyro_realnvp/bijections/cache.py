@@ -7,7 +7,6 @@ This one also compares everything else that the result depends on; see :class:`C
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
 from threading import get_ident
 from typing import Any, NamedTuple
 
@@ -16,8 +15,6 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 from torch.nn.utils.parametrizations import _WeightNorm
 from torch.nn.utils.parametrize import ParametrizationList
-
-Key = Callable[[Tensor, Tensor], list[Any] | None]
 
 
 def fingerprint(module: nn.Module) -> list[int] | None:
@@ -47,6 +44,21 @@ def fingerprint(module: nn.Module) -> list[int] | None:
     return found
 
 
+def state_key(module: nn.Module, argument: Tensor, result: Tensor) -> list[Any] | None:
+    """Lists everything that a result of the module depends on; None where that cannot be told."""
+    device, state = argument.device, fingerprint(module)
+    if state is None:
+        return None
+    try:
+        return [
+            *(argument._version, result._version, argument.dtype, device, module.training, torch.is_grad_enabled()),
+            torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type),
+            *state,
+        ]
+    except RuntimeError:  # inference tensors have no version, tensors under a function transform no address
+        return None
+
+
 class _Entry(NamedTuple):
     argument: Tensor
     result: weakref.ref[Tensor]
@@ -60,8 +72,8 @@ class Cache:
     """The last (x, y, log|det dy/dx|) of one bijection, kept for the call that follows and only while it is true.
 
     The argument of a call is held strongly and its result weakly: when the user drops the result, the entry goes too,
-    and with it the graph. A key says everything else that the result depends on, or None where that cannot be told.
-    What one thread has computed is not returned to another.
+    and with it the graph. An entry is used only while everything else that the result depends on is as it was; see
+    :func:`state_key`. What one thread has computed is not returned to another.
     """
 
     __slots__ = ("__weakref__", "_entry")
@@ -78,9 +90,9 @@ class Cache:
     def __reduce__(self) -> tuple[Any, ...]:
         return Cache, ()
 
-    def store(self, key: Key, argument: Tensor, result: Tensor, log_det: Tensor, *, forward: bool) -> None:
+    def store(self, module: nn.Module, argument: Tensor, result: Tensor, log_det: Tensor, *, forward: bool) -> None:
         self._entry = None
-        state = key(argument, result)
+        state = state_key(module, argument, result)
         if state is None or argument is result:
             return
         cache = weakref.ref(self)
@@ -93,7 +105,7 @@ class Cache:
         self._entry = _Entry(argument, weakref.ref(result, forget), log_det, forward, state, get_ident())
 
     def recall(
-        self, key: Key, *, x: Tensor | None = None, y: Tensor | None = None
+        self, module: nn.Module, *, x: Tensor | None = None, y: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor] | None:
         """Returns the remembered (x, y, log_det) of these very tensors, or None if anything has changed since."""
         entry = self._entry
@@ -107,7 +119,7 @@ class Cache:
             return None
         if hasattr(result, "_fix_weakref"):  # the Python object of a tensor can be revived by its C++ owner
             result._fix_weakref()
-        if key(entry.argument, result) != entry.key:
+        if state_key(module, entry.argument, result) != entry.key:
             self._entry = None
             return None
         return (*pair, entry.log_det)

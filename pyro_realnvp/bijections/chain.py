@@ -36,6 +36,14 @@ class Chain(Composite):
 
     Raises:
         ValueError: if there is no part, or one does not fit the shape of the output of the part before it.
+
+    Example:
+        >>> f = Chain([FixedAffine(torch.zeros(2), torch.tensor([2.0, 3.0])), Permute((2,), [1, 0])])
+        >>> y, log_det = f.forward_and_log_det(torch.tensor([1.0, 1.0]))
+        >>> y, round(log_det.exp().item(), 4)
+        (tensor([3., 2.]), 6.0)
+        >>> len(f), len(f[:1])
+        (2, 1)
     """
 
     rebuilds = False

@@ -25,6 +25,14 @@ class CircularAffine(Transformer):
     Args:
         log_scale: maps the raw network output to log_scale, elementwise; any callable, finite and with a finite
             gradient for every finite input. ``SoftClipLogScale()`` by default.
+
+    Example:
+        >>> g = CircularAffine()
+        >>> x, params = torch.rand(5, 1), torch.randn(5, 2)
+        >>> y, log_det = g.forward_and_log_det(x, params, dim=-1)
+        >>> back, opposite = g.inverse_and_log_det(y, params, dim=-1)
+        >>> torch.allclose(back, x, atol=1e-5), torch.allclose(opposite, -log_det, atol=1e-5)
+        (True, True)
     """
 
     num_parameters = 2

@@ -22,6 +22,14 @@ class EmbedContext(Composite):
 
     Raises:
         ValueError: if a size of the context is not positive.
+
+    Example:
+        >>> inner = Chain(realnvp_transforms(2, context_shape=4))
+        >>> f = EmbedContext(inner, torch.nn.Linear(10, 4), (10,))
+        >>> x, context = torch.randn(5, 2), torch.randn(5, 10)
+        >>> y, log_det = f.forward_and_log_det(x, context)
+        >>> torch.allclose(y, inner.forward_and_log_det(x, f.embedding(context))[0])
+        True
     """
 
     def __init__(self, bijection: Bijection, embedding: nn.Module, context_shape: Sequence[int]) -> None:

@@ -139,6 +139,15 @@ class MaskedCoupling(Coupling):
 
     Raises:
         ValueError: if the mask is not boolean, or leaves nothing to transform or nothing to condition on.
+
+    Example:
+        >>> from pyro_realnvp.testing import randomize
+        >>> mask = checkerboard((1, 2, 2))
+        >>> f = MaskedCoupling(mask, ResNet(1, 2, hidden=4, blocks=1, mask=mask), Affine())
+        >>> randomize(f)
+        >>> x = torch.randn(5, 1, 2, 2)
+        >>> bool(((f(x) == x) == mask).all())
+        True
     """
 
     mask: Tensor
@@ -174,6 +183,14 @@ class SplitCoupling(Coupling):
 
     Raises:
         ValueError: if an image has an odd number of channels, or a vector fewer than two coordinates.
+
+    Example:
+        >>> from pyro_realnvp.testing import randomize
+        >>> f = SplitCoupling((3,), MLP(2, 2), Affine())  # reads two coordinates, changes the third
+        >>> randomize(f)
+        >>> x = torch.randn(5, 3)
+        >>> (f(x) == x).all(0)
+        tensor([ True,  True, False])
     """
 
     def __init__(
@@ -248,6 +265,12 @@ class Elementwise(Coupling):
         transformer: g, with P parameters per element.
         conditioner: theta, maps an empty x (\\*batch, 0, ...) and a context, if it takes one, to (\\*batch, P C, ...);
             without a conditioner theta is a learned tensor that starts at zero.
+
+    Example:
+        >>> f = Elementwise((3,), Affine())
+        >>> _ = f.theta.data.copy_(torch.tensor([10.0, 20.0, 30.0, 0.0, 0.0, 0.0]))  # shifts, then log-scales
+        >>> f(torch.tensor([1.0, 2.0, 3.0])).tolist()
+        [11.0, 22.0, 33.0]
     """
 
     def __init__(

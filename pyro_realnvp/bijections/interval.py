@@ -13,8 +13,8 @@ class IntervalSpline(Spline):
     """A monotone spline of K quotients of quadratics from an interval onto itself. Durkan et al. (2019), section 3.1.
 
     The formulas are those of :class:`Spline`. 3 K + 1 parameters: the widths and heights of the bins, and the slopes at
-    all K + 1 knots, the ends among them: the density of a flow need be neither 0 nor any other value there. At
-    parameters of 0 it is the identity. Outside of the interval, where a flow has no density, it is the identity, too.
+    all K + 1 knots, the ends among them, so that a flow can have any density there. At parameters of 0 it is the
+    identity. Outside of the interval, where a flow has no density, it is the identity, too.
 
     Args:
         low, high: the ends of the interval.
@@ -26,6 +26,13 @@ class IntervalSpline(Spline):
     Raises:
         ValueError: if low is not less than high, there are fewer than two bins, the smallest widths or heights leave
             nothing to be learned, or an argument is not positive.
+
+    Example:
+        >>> g = IntervalSpline(0.0, 10.0, bins=4)
+        >>> x, params = torch.tensor([[0.0], [5.0], [10.0]]), torch.randn(3, g.channels(1))
+        >>> y, log_det = g.forward_and_log_det(x, params, dim=-1)
+        >>> torch.isclose(y, x).squeeze(-1)  # the ends stay where they are
+        tensor([ True, False,  True])
     """
 
     def __init__(

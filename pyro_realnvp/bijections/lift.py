@@ -33,6 +33,12 @@ class Lift(Bijection):
     Raises:
         ValueError: if the transform is not bijective, or needs an event shape and none is given, or uses parameters of
             a Module that is not given as the owner.
+
+    Example:
+        >>> f = Lift(dist.transforms.ExpTransform(), (2,))
+        >>> y, log_det = f.forward_and_log_det(torch.tensor([1.0, 2.0]))
+        >>> log_det  # log|det dy/dx| = 1 + 2
+        tensor(3.)
     """
 
     def __init__(

@@ -24,6 +24,13 @@ class Scale(Reversible):
 
     Args:
         event_shape: shape of x, and of the learned ``log_scale``, which starts at zero.
+
+    Example:
+        >>> f = Scale((2,))
+        >>> _ = f.log_scale.data.copy_(torch.tensor([1.0, 2.0]))
+        >>> y, log_det = f.forward_and_log_det(torch.ones(2))
+        >>> log_det.item()
+        3.0
     """
 
     def __init__(self, event_shape: Sequence[int]) -> None:
@@ -42,7 +49,7 @@ class FixedAffine(Bijection):
     """Shifts and scales a vector by constants: y = loc + L x, log|det dy/dx| = sum log L_ii.
 
     The constants are saved with the state and not learned. As the last layer of a flow, with the mean and the
-    covariance L L^T of the data, it lets the layers before it work on standardized data.
+    covariance L L^T of the data, it lets the layers before it work on standardised data.
 
     Args:
         loc: (D,).
@@ -50,6 +57,12 @@ class FixedAffine(Bijection):
 
     Raises:
         ValueError: if the shapes do not fit, or the diagonal is not positive.
+
+    Example:
+        >>> f = FixedAffine(torch.tensor([1.0, 2.0]), torch.tensor([[2.0, 0.0], [1.0, 3.0]]))
+        >>> y, log_det = f.forward_and_log_det(torch.ones(2))
+        >>> y, round(log_det.exp().item(), 4)
+        (tensor([3., 6.]), 6.0)
     """
 
     loc: Tensor
@@ -114,6 +127,12 @@ class Permute(Reversible):
 
     Raises:
         ValueError: if it is not a permutation of the channels.
+
+    Example:
+        >>> f = Permute((3,), [2, 0, 1])
+        >>> y, log_det = f.forward_and_log_det(torch.tensor([10.0, 20.0, 30.0]))
+        >>> y, log_det, f.inv(y)
+        (tensor([30., 10., 20.]), tensor(0.), tensor([10., 20., 30.]))
     """
 
     rearranges = True
@@ -200,10 +219,18 @@ class InvertibleConv1x1(Reversible):
     Args:
         event_shape: (C, H, W) or (D,).
         norm: an :class:`ActNorm` of the same events, applied first and folded into the convolution.
-        plu: the factorized form of equation 11, whose determinant is a sum, instead of W itself.
+        plu: the factorised form of equation 11, whose determinant is a sum, instead of W itself.
 
     Raises:
         ValueError: when inverting, if W is singular.
+
+    Example:
+        >>> from pyro_realnvp.testing import randomize
+        >>> f = InvertibleConv1x1((3, 4, 4))
+        >>> randomize(f)
+        >>> w, log_det_of_w = f.matrix()
+        >>> f.forward_and_log_det(torch.randn(5, 3, 4, 4))[1].allclose(16 * w.slogdet().logabsdet)
+        True
     """
 
     def __init__(self, event_shape: Sequence[int], *, norm: ActNorm | None = None, plu: bool = False) -> None:

@@ -25,6 +25,14 @@ class Logit(Bijection):
 
     Raises:
         ValueError: if alpha lies outside.
+
+    Example:
+        >>> f = Logit(0.05)
+        >>> pixels = torch.tensor([0.0, 0.5, 1.0])
+        >>> [round(y, 4) for y in f(pixels).tolist()]
+        [-2.9444, 0.0, 2.9444]
+        >>> torch.allclose(f.inv(f(pixels)), pixels, atol=1e-6)
+        True
     """
 
     def __init__(self, alpha: float = 0.05) -> None:

@@ -30,6 +30,13 @@ class FixedLowRank(Bijection):
     Raises:
         ValueError: if the shapes or dtypes do not fit, a value is not finite, an element of s is not positive or one of
             c not greater than -1, or the columns of W are not orthonormal.
+
+    Example:
+        >>> w = torch.tensor([[0.6], [0.8]])
+        >>> f = FixedLowRank(torch.zeros(2), torch.ones(2), w, torch.tensor([1.0]))
+        >>> y, log_det = f.forward_and_log_det(torch.tensor([[0.6, 0.8], [0.8, -0.6]]))  # along w, and across
+        >>> torch.allclose(y, torch.tensor([[1.2, 1.6], [0.8, -0.6]])), round(log_det[0].exp().item(), 4)
+        (True, 2.0)
     """
 
     loc: Tensor

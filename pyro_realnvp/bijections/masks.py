@@ -25,6 +25,11 @@ def checkerboard(event_shape: Sequence[int], *, flip: bool = False) -> Tensor:
 
     Raises:
         ValueError: if the event is not an image of at least two pixels.
+
+    Example:
+        >>> checkerboard((1, 2, 3)).int()
+        tensor([[[1, 0, 1],
+                 [0, 1, 0]]], dtype=torch.int32)
     """
     shape = sizes("checkerboard", event_shape)
     if len(shape) != 3 or shape.numel() == shape[0]:
@@ -51,6 +56,10 @@ def channelwise(event_shape: Sequence[int], *, flip: bool = False) -> Tensor:
 
     Raises:
         ValueError: if the event is not an image, or its number of channels is odd.
+
+    Example:
+        >>> channelwise((4, 8, 8))[:, 0, 0]
+        tensor([ True,  True, False, False])
     """
     shape = sizes("channelwise", event_shape)
     if len(shape) != 3 or shape[0] % 2:
@@ -77,6 +86,10 @@ def alternating(event_shape: Sequence[int], *, flip: bool = False) -> Tensor:
 
     Raises:
         ValueError: if the event is not a vector of at least two coordinates.
+
+    Example:
+        >>> alternating((5,))
+        tensor([ True, False,  True, False,  True])
     """
     shape = sizes("alternating", event_shape)
     if len(shape) != 1 or shape[0] < 2:

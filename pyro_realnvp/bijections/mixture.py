@@ -69,6 +69,14 @@ class MixtureLogistic(Transformer):
 
     Raises:
         ValueError: if there is no component.
+
+    Example:
+        >>> g = MixtureLogistic(components=4)
+        >>> x, params = torch.randn(5, 1), torch.randn(5, g.channels(1))
+        >>> y, log_det = g.forward_and_log_det(x, params, dim=-1)
+        >>> back, opposite = g.inverse_and_log_det(y, params, dim=-1)
+        >>> torch.allclose(back, x, atol=1e-3), torch.allclose(opposite, -log_det, atol=1e-3)
+        (True, True)
     """
 
     offset: Tensor

@@ -31,6 +31,11 @@ class Squeeze(Reversible):
 
     Raises:
         ValueError: if the height or the width is odd.
+
+    Example:
+        >>> x = torch.tensor([[[0.0, 1.0], [2.0, 3.0]]])
+        >>> Squeeze((1, 2, 2))(x).flatten(), Squeeze((1, 2, 2), ordered=True)(x).flatten()
+        (tensor([0., 1., 2., 3.]), tensor([0., 3., 1., 2.]))
     """
 
     rearranges = True
@@ -95,13 +100,19 @@ class _SqueezeWidth(Reversible):
 class SqueezeColumns(_SqueezeWidth):
     """Puts the odd columns of an image behind the even ones, as further channels; log|det dy/dx| = 0.
 
-    The released code of Flow++ splits images so, under the name of a checkerboard.
+    The released code of Flow++ splits images in this way, and calls it a checkerboard.
 
     Args:
         event_shape: (C, H, W); y has the shape (2 C, H, W/2).
 
     Raises:
         ValueError: if the width is odd.
+
+    Example:
+        >>> SqueezeColumns((1, 1, 4))(torch.tensor([[[0.0, 1.0, 2.0, 3.0]]]))
+        tensor([[[0., 2.]],
+        <BLANKLINE>
+                [[1., 3.]]])
     """
 
 
@@ -112,14 +123,23 @@ class SqueezeCheckerboard(_SqueezeWidth):
         y[c, i, k] = x[c, i, 2 k + i mod 2],   y[C + c, i, k] = x[c, i, 2 k + (i + 1) mod 2]
 
     A coupling between the halves of these channels is one between the squares, like one with a
-    :func:`~pyro_realnvp.checkerboard` mask, on maps of half the size. It is another function: neighbours on the packed
-    board are neighbours in a row, or diagonal ones on the board, to the right and to the left in turns.
+    :func:`~pyro_realnvp.checkerboard` mask, on maps of half the size. It is another function, as its network sees other
+    neighbours: those beside each other on the packed board are two columns apart on the image, and those above each
+    other are diagonal neighbours, to the right and to the left in turns.
 
     Args:
         event_shape: (C, H, W); y has the shape (2 C, H, W/2).
 
     Raises:
         ValueError: if the width is odd.
+
+    Example:
+        >>> SqueezeCheckerboard((1, 2, 2))(torch.tensor([[[0.0, 1.0], [2.0, 3.0]]]))
+        tensor([[[0.],
+                 [3.]],
+        <BLANKLINE>
+                [[1.],
+                 [2.]]])
     """
 
     odd: Tensor
@@ -147,6 +167,12 @@ class Sandwich(Composite):
 
     Raises:
         ValueError: if f does not keep the shape of the rearranged events, or expects another context than it gets.
+
+    Example:
+        >>> f = Sandwich(Squeeze((1, 4, 4)), ActNorm((4, 2, 2)))
+        >>> x = torch.randn(10, 1, 4, 4)
+        >>> f.event_shape, bool(f(x)[:, :, ::2, ::2].mean().abs() < 1e-5)  # a channel behind the squeeze
+        (torch.Size([1, 4, 4]), True)
     """
 
     def __init__(self, outer: Bijection, bijection: Bijection, *, context: Bijection | None = None) -> None:
@@ -189,6 +215,11 @@ class Halves(Composite):
 
     Args:
         first, second: f and g, of events (C/2, H, W).
+
+    Example:
+        >>> f = Halves(Permute((2, 1, 1), [1, 0]), Permute((2, 1, 1), [0, 1]))
+        >>> f(torch.arange(4.0).reshape(4, 1, 1)).flatten()
+        tensor([1., 0., 2., 3.])
     """
 
     def __init__(self, first: Bijection, second: Bijection) -> None:
@@ -218,6 +249,11 @@ class FactorOut(Composite):
 
     Args:
         bijection: f, of events (C/2, H, W).
+
+    Example:
+        >>> f = FactorOut(Permute((2, 1, 1), [1, 0]))
+        >>> f(torch.arange(4.0).reshape(4, 1, 1)).flatten()
+        tensor([1., 0., 2., 3.])
     """
 
     def __init__(self, bijection: Bijection) -> None:

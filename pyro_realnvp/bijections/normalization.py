@@ -38,7 +38,7 @@ class _ChannelMap(Reversible):
 
 @recorded
 class BatchNorm(_ChannelMap):
-    """Normalizes every channel by the mean and variance of the batch. Dinh et al. (2017), section 3.7.
+    """Normalises every channel by the mean and variance of the batch. Dinh et al. (2017), section 3.7.
 
         y = (x - mean) / sqrt(var + eps),   log|det dy/dx| = -1/2 sum log(var + eps)
 
@@ -58,6 +58,13 @@ class BatchNorm(_ChannelMap):
 
     Raises:
         ValueError: in training mode, if the batch has fewer than two events, or is not finite.
+
+    Example:
+        >>> f = BatchNorm((2,))
+        >>> x = torch.randn(100, 2) + 10
+        >>> y = f(x)  # in training mode, by the statistics of the batch
+        >>> torch.allclose(y.mean(0), torch.zeros(2), atol=1e-4), bool((f.eval()(x) > 5).all())  # running ones lag
+        (True, True)
     """
 
     running_mean: Tensor
@@ -152,7 +159,7 @@ class BatchNorm(_ChannelMap):
 
 @recorded
 class ActNorm(_ChannelMap):
-    """An affine map per channel that starts by normalizing a batch. Kingma & Dhariwal (2018), section 3.1.
+    """An affine map per channel that starts by normalising a batch. Kingma & Dhariwal (2018), section 3.1.
 
         y = (x - shift) exp(log_scale),   log|det dy/dx| = H W sum_c log_scale_c
 
@@ -163,6 +170,15 @@ class ActNorm(_ChannelMap):
     Args:
         event_shape: (C, H, W) or (D,).
         per_position: one shift and scale for every element of the event, as in Flow++ (Ho et al., 2019).
+
+    Example:
+        >>> f = ActNorm((2,))
+        >>> x = 10 + 3 * torch.randn(100, 2)
+        >>> y = f(x)  # the first batch
+        >>> torch.allclose(y.mean(0), torch.zeros(2), atol=1e-4), torch.allclose(y.std(0, correction=0), torch.ones(2))
+        (True, True)
+        >>> torch.allclose(f.log_abs_det_jacobian(x, y), -x.std(0, correction=0).log().sum())
+        True
     """
 
     def __init__(self, event_shape: Sequence[int], *, per_position: bool = False) -> None:

@@ -27,6 +27,14 @@ class PerCoordinate(Transformer):
 
     Raises:
         ValueError: if there is none, or a coupling changes another number of coordinates.
+
+    Example:
+        >>> g = PerCoordinate([CircularSpline(bins=4), RationalQuadratic(bins=4)])
+        >>> g.channels(2)  # 3 K + 1 for the angle, and 3 K - 1 for the real number
+        24
+        >>> f = SplitCoupling((3,), MLP(1, 24), g, swap=True)
+        >>> f(torch.zeros(5, 3)).shape
+        torch.Size([5, 3])
     """
 
     order: Tensor

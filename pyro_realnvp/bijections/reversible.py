@@ -34,6 +34,16 @@ class Reversible(Bijection):
 
     A layer of your own takes part in :func:`~pyro_realnvp.rebuild` if it derives from this class. In both directions
     it must then be a function of the value, the context, the parameters, the buffers and the random state alone.
+
+    Example:
+        >>> class Negate(Reversible):
+        ...     def forward_and_log_det(self, x, context=None):
+        ...         return -x, x.new_zeros(x.shape[:-1])
+        ...     inverse_and_log_det = forward_and_log_det
+        >>> f = rebuild(Chain([Negate((2,)), Scale((2,)), Negate((2,))]))  # backward stores x and y alone
+        >>> f(torch.ones(2)).sum().backward()
+        >>> f[1].log_scale.grad
+        tensor([1., 1.])
     """
 
     @property

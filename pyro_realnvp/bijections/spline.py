@@ -136,6 +136,13 @@ class RationalQuadratic(Spline):
     Raises:
         ValueError: if there are fewer than two bins, the smallest widths or heights leave nothing to be learned, or an
             argument is not positive.
+
+    Example:
+        >>> g = RationalQuadratic(bins=4, bound=3.0)
+        >>> x, params = torch.tensor([[0.5], [4.0]]), torch.randn(2, g.channels(1))
+        >>> y, log_det = g.forward_and_log_det(x, params, dim=-1)
+        >>> (y == x).squeeze(-1), g.channels(1)  # 4.0 lies outside of [-3, 3]
+        (tensor([False,  True]), 11)
     """
 
     def __init__(

@@ -21,7 +21,7 @@ def standardized_from(x: Tensor) -> FixedAffine:
         C = (1 - a) R + a I,   R the correlations,
 
     where the shrinkage a has the highest likelihood of every row given the others, which has a closed form. Theiler
-    (2012), The incredible shrinking covariance estimator, section 3.1. With a constant coordinate there is a s of 1.
+    (2012), The incredible shrinking covariance estimator, section 3.1. A constant coordinate gets s = 1.
 
     Args:
         x: the training data, (N, D) with two rows or more.
@@ -31,6 +31,12 @@ def standardized_from(x: Tensor) -> FixedAffine:
 
     Raises:
         ValueError: if x is no floating point tensor (N, D), or has a value that is not finite.
+
+    Example:
+        >>> x = torch.randn(1000, 2) @ torch.tensor([[1.0, 0.9], [0.0, 0.1]]) + 5
+        >>> z = standardized_from(x).inv(x)
+        >>> torch.allclose(z.mean(0), torch.zeros(2), atol=1e-3), torch.allclose(z.T.cov(), torch.eye(2), atol=0.1)
+        (True, True)
     """
     check_floating("standardized_from", "x", x)
     if x.dim() != 2 or x.shape[0] < 2 or x.shape[1] < 1:

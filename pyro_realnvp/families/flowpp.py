@@ -74,6 +74,14 @@ def flowpp_transforms(
     Raises:
         ValueError: if both ``hidden`` and ``net`` are given, an argument does not apply to events of this shape, or the
             shape cannot be split.
+
+    Example:
+        >>> f = Chain(flowpp_transforms(3, components=4))
+        >>> x = torch.randn(5, 3)
+        >>> z, log_det = f.inv.forward_and_log_det(x)
+        >>> back, opposite = f.forward_and_log_det(z)  # latent -> data, by a search
+        >>> torch.allclose(back, x, atol=1e-4), torch.allclose(opposite, -log_det, atol=1e-4)
+        (True, True)
     """
     shape = shape_of_event("flowpp_transforms", event_shape)
     count_of("components", components)
@@ -135,10 +143,8 @@ def flowpp_dequantizer(
 
     Couplings between even and odd columns, then a sigmoid. All see the features of one network, whose input is the
     image k / levels - 1/2. Noise is drawn in closed form, as in the released code, and so is its own density; the
-    density of other noise takes the search of :class:`~pyro_realnvp.MixtureLogistic`.
-
-        dequantizer = Flow(StandardNormal(shape), flowpp_dequantizer(shape))
-        Dequantized(density, levels, dequantizer=dequantizer)
+    density of other noise takes the search of :class:`~pyro_realnvp.MixtureLogistic`. A Flow of these transforms is the
+    ``dequantizer`` of an :class:`~pyro_realnvp.ImageFlow`.
 
     Args:
         event_shape: (C, H, W) with even W.
@@ -151,6 +157,14 @@ def flowpp_dequantizer(
 
     Returns:
         Transforms latent -> noise, conditional on a map of the event shape.
+
+    Example:
+        >>> shape, levels = (1, 4, 4), 17
+        >>> dequantizer = Flow(StandardNormal(shape), flowpp_dequantizer(shape))
+        >>> images = torch.randint(levels, (3, *shape))
+        >>> u = dequantizer.sample(context=images / levels - 0.5)
+        >>> u.shape, bool(((u > 0) & (u < 1)).all())
+        (torch.Size([3, 1, 4, 4]), True)
     """
     shape = shape_of_event("flowpp_dequantizer", event_shape)
     count_of("components", components)

@@ -60,7 +60,7 @@ def glow_transforms(
         hidden: widths of the hidden layers of the networks of a vector flow, (64, 64) by default; they are of tanh.
         net: builds the networks, instead; for images ``ConvNet`` by default.
         transformer: builds the map of a coupling; ``lambda: Affine(SigmoidLogScale())`` by default.
-        plu: the factorized 1x1 convolution instead of the plain one, which the released code uses.
+        plu: the factorised 1x1 convolution instead of the plain one, which the released code uses.
         context_shape: length of the context vector of a conditional flow, or shape (C, H, W) of its context map.
         context_dim: length of the context vector, instead.
 
@@ -70,6 +70,14 @@ def glow_transforms(
     Raises:
         ValueError: if both ``hidden`` and ``net`` are given, an argument does not apply to events of this shape, or the
             shape cannot be squeezed.
+
+    Example:
+        >>> from functools import partial
+        >>> shape = (3, 8, 8)
+        >>> transforms = glow_transforms(shape, levels=2, steps=2, net=partial(ConvNet, hidden=16))
+        >>> flow = Flow(StandardNormal(shape), transforms)
+        >>> flow(torch.rand(4, *shape)).shape, flow.sample((2,)).shape
+        (torch.Size([4]), torch.Size([2, 3, 8, 8]))
     """
     shape = shape_of_event("glow_transforms", event_shape)
     transformer = _sigmoid_affine if transformer is None else transformer

@@ -30,7 +30,7 @@ def nice_transforms(
     """Builds NICE: additive couplings and one diagonal scaling. Dinh, Krueger & Bengio (2014).
 
     The coordinates with even and with odd index take turns; images are flattened. A single coordinate is only shifted
-    and scaled, which a warning says if that is to depend on a context. The paper's prior is
+    and scaled; a warning says so if it is to depend on a context. The paper's prior is
     :class:`~pyro_realnvp.StandardLogistic` for MNIST and Gaussian elsewhere.
 
     Args:
@@ -47,6 +47,14 @@ def nice_transforms(
 
     Raises:
         ValueError: if both ``hidden`` and ``net`` are given.
+
+    Example:
+        >>> from pyro_realnvp.testing import randomize
+        >>> f = Chain(nice_transforms(4))
+        >>> randomize(f)
+        >>> log_det = f.forward_and_log_det(torch.randn(5, 4))[1]
+        >>> torch.allclose(log_det, log_det[0])  # additive couplings keep volumes, the scaling changes all alike
+        True
     """
     shape = shape_of_event("nice_transforms", event_shape)
     context = shape_of_context("nice_transforms", context_shape, context_dim)

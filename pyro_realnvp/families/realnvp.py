@@ -49,11 +49,11 @@ def realnvp_transforms(
 
     For vectors, couplings that transform one half of the coordinates given the other, in turns, without normalization
     layers, so that batches of one, guides and NUTS work. A single coordinate has nothing to be conditioned on and gets
-    one affine map, whose shift and scale depend on the context if there is one: the density is Gaussian given any
-    context, which a warning says; :func:`spline_transforms` learns others. For images, the multi-scale architecture of
-    section 3.6: at every scale three checkerboard couplings, three channel-wise ones on the squeezed image, and half of
-    the variables factored out; at the last scale four checkerboard couplings. Batch normalization (section 3.7)
-    follows each.
+    one affine map, whose shift and scale depend on the context if there is one. Given a context, its density then is
+    Gaussian, and a warning says so; :func:`spline_transforms` learns other shapes. For images, the multi-scale
+    architecture of section 3.6: at every scale three checkerboard couplings, three channel-wise ones on the squeezed
+    image, and half of the variables factored out; at the last scale four checkerboard couplings. Batch normalization
+    (section 3.7) follows each.
 
     A new flow is close to the identity. The defaults for images are the paper's for CIFAR-10.
 
@@ -62,8 +62,8 @@ def realnvp_transforms(
         couplings: number of couplings of a vector flow, 8 by default.
         scales: number of scales of an image flow, 2 by default.
         hidden: widths of the hidden layers of the networks of a vector flow, (64, 64) by default; they are of tanh.
-        net: builds the networks, instead; for images ``partial(ResNet, hidden=64, blocks=8)`` by default. The scales of
-            a coupling of vectors then are at most exp(7), those of ``Affine()``, and else exp(2).
+        net: builds the networks, instead; for images ``partial(ResNet, hidden=64, blocks=8)`` by default. For vectors,
+            the scales of a coupling are at most exp(7) with a ``net``, as those of ``Affine()``, and exp(2) without.
         packed: in an image flow, checkerboard couplings on boards of half the size (:class:`SqueezeCheckerboard`): a
             step takes about half as long, and the networks see other neighbourhoods than the paper's. The width must
             be divisible by 2**scales.
@@ -76,6 +76,14 @@ def realnvp_transforms(
     Raises:
         ValueError: if both ``hidden`` and ``net`` are given, an argument does not apply to events of this shape, or the
             shape cannot be squeezed.
+
+    Example:
+        >>> flow = Flow(StandardNormal(2), realnvp_transforms(2, context_shape=3))
+        >>> x, context = torch.randn(5, 2), torch.randn(5, 3)
+        >>> flow(x, context).shape
+        torch.Size([5])
+        >>> torch.allclose(flow(x, context), StandardNormal(2)().log_prob(x))  # a new flow of vectors is the identity
+        True
     """
     shape = shape_of_event("realnvp_transforms", event_shape)
     if len(shape) == 1:

@@ -45,9 +45,7 @@ def spline_transforms(
     Coordinates of a vector may be angles in [-pi, pi), by Rezende et al. (2020): they get splines of the circle, and
     the networks read their cosine and sine. Or they may be numbers in an interval, whose ends the splines leave where
     they are. Such a flow needs a base of the same kind, in which these coordinates are uniform:
-
-        kinds = {"circular": [0, 1], "intervals": [(3, 0.0, 10.0)]}
-        flow = Flow(MixedBase(4, **kinds), spline_transforms(4, **kinds))
+    :class:`~pyro_realnvp.MixedBase`.
 
     Args:
         event_shape: D or (D,), or (C, H, W) with H and W divisible by 2**levels.
@@ -69,6 +67,13 @@ def spline_transforms(
     Raises:
         ValueError: if both ``hidden`` and ``net`` are given, an argument does not apply to events of this shape, the
             shape cannot be squeezed, or a coordinate of ``circular`` and ``intervals`` is not there, or named twice.
+
+    Example:
+        >>> kinds = {"circular": [0], "intervals": [(1, 0.0, 10.0)]}
+        >>> flow = Flow(MixedBase(3, **kinds), spline_transforms(3, **kinds))
+        >>> angle, number, _ = flow.sample((100,)).unbind(-1)
+        >>> bool((angle.abs() <= torch.pi).all()), bool(((0 <= number) & (number <= 10)).all())
+        (True, True)
     """
     shape = shape_of_event("spline_transforms", event_shape)
     if len(shape) == 3:

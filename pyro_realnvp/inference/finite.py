@@ -42,6 +42,17 @@ class FiniteELBO(ELBO):
 
     Raises:
         FloatingPointError: in :meth:`loss_and_grads`, at the last of ``patience`` such steps in a row.
+
+    Example:
+        >>> def model(y):
+        ...     z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...     pyro.factor("y", -((y - z) ** 2))
+        >>> guide = pyro.infer.autoguide.AutoNormal(model)
+        >>> elbo = FiniteELBO(pyro.infer.Trace_ELBO())
+        >>> svi = pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), elbo)
+        >>> losses = [svi.step(torch.tensor(y)) for y in (1.0, torch.nan, 1.0)]
+        >>> elbo.steps, elbo.skipped
+        (3, 1)
     """
 
     def __init__(self, elbo: ELBO, *, patience: int = 3) -> None:

@@ -91,6 +91,16 @@ def fit_guide(
     Raises:
         ValueError: if an argument is out of its range, or the guide has no counterpart for a site of the model.
         FloatingPointError: if three steps in a row are not finite.
+
+    Example:
+        >>> def model(y):
+        ...     z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        ...     pyro.sample("y", dist.Normal(z.sum(-1), 1.0), obs=y)
+        >>> y = torch.tensor(3.0)
+        >>> report = fit_guide(model, AutoRealNVP(model), y, steps=20, draws=1000, progress=False)
+        >>> evidence = dist.Normal(0.0, 3**0.5).log_prob(y).item()  # known here
+        >>> abs(report.log_evidence - evidence) < 0.1
+        True
     """
     at_least("steps", steps), at_least("particles", particles), at_least("draws", draws, _DRAWS)
     if not 0 < learning_rate < math.inf:

@@ -60,6 +60,15 @@ def to_arviz(
         ModuleNotFoundError: if ``arviz_base`` is missing, which comes with ArviZ from version 1.0.
         ValueError: if there are no draws, they are not of the latent sites of the model, a plate subsamples, or its
             name is "chain" or "draw".
+
+    Example:
+        >>> def model(y):
+        ...     z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...     with pyro.plate("rows", 3):
+        ...         pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+        >>> tree = to_arviz({"z": torch.randn(10)}, model, torch.zeros(3), log_likelihood=True)
+        >>> dict(tree["posterior"].sizes), dict(tree["log_likelihood"].sizes)
+        ({'chain': 1, 'draw': 10}, {'chain': 1, 'draw': 10, 'rows': 3})
     """
     try:
         from arviz_base import from_dict

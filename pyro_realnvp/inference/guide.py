@@ -43,14 +43,14 @@ class AutoRealNVP(AutoContinuous):
 
     with couplings f that start as the identity and learned ``shift`` and ``log_scale`` that start at 0. ``loc`` and
     ``L`` are constants found when the guide first sees the model: the Gaussian with the highest ELBO among a few that
-    match the gradients of the log-density (:mod:`pyro_realnvp.inference.warm_start`; a few hundred batches of
-    gradients, in one vectorised run of the model each, and with a warning fewer where the model cannot be vectorised).
+    match the gradients of the log-density (:mod:`pyro_realnvp.inference.warm_start`). This takes a few hundred batches
+    of gradients, each from one vectorised run of the model; fewer, with a warning, where that cannot be vectorised.
     Beyond 256 latents L is diagonal but for 16 directions (:class:`~pyro_realnvp.FixedLowRank`,
     :mod:`pyro_realnvp.inference.low_rank_start`), in time and memory that grow in proportion to D. SVI then starts from
     a good Gaussian in whitened coordinates, where one learning rate suits most models. With ``init_loc_fn`` or
-    ``init_scale``, and for more than 256 latents with angles among them, the guide starts as N(init_loc,
-    init_scale^2 I) instead, L = I, and nothing is fitted beforehand; so it does, with a warning, if the search finds
-    nothing better. From such a narrow start, too, the couplings stay calm (:func:`default_transforms`).
+    ``init_scale``, and for more than 256 latents with angles among them, the guide starts as N(init_loc, init_scale^2
+    I) instead, L = I, and nothing is fitted beforehand; so it does, with a warning, if the search finds nothing better.
+    From such a narrow start, too, the couplings stay calm (:func:`default_transforms`).
 
         guide = AutoRealNVP(model)
         report = fit_guide(model, guide, data)      # or
@@ -59,7 +59,7 @@ class AutoRealNVP(AutoContinuous):
     With vectorised particles the gradient of the ELBO is that of the path of the draws alone, which vanishes as the
     guide reaches the posterior (:mod:`pyro_realnvp.inference.path_gradient`). The default couplings compute it with the
     draws (:class:`~pyro_realnvp.inference.affine_couplings.AffineCouplings`); for other transforms it costs a second
-    pass. No setting is needed, for other bounds either.
+    pass. This needs no setting, and holds for other bounds, too.
 
     With ``base=StudentTBase`` z has heavy tails, which are learned; with ``base=partial(MixtureBase, components=4)`` it
     has several modes, on which :func:`~pyro_realnvp.fit_guide` puts its components. Hierarchies that are not centred
@@ -93,6 +93,15 @@ class AutoRealNVP(AutoContinuous):
         ValueError: if ``init_scale`` is not positive; on the first call, if another guide of this process has
             parameters of the same name in the store, a loaded state is of another number of latents or of other angles,
             a latent site is in a plate that subsamples, or ``circular`` names no site with real support.
+
+    Example:
+        >>> def model(y):
+        ...     z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        ...     pyro.sample("y", dist.Normal(z.sum(-1), 1.0), obs=y)
+        >>> guide = AutoRealNVP(model)
+        >>> draws = guide(torch.tensor(3.0))  # builds the flow
+        >>> guide.sample_posterior((10_000,))["z"].mean(0).round(decimals=1)  # new, the guide is a good Gaussian
+        tensor([1., 1.])
     """
 
     def __init__(

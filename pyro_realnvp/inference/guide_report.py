@@ -42,6 +42,13 @@ class GuideReport:
         seconds: of the training.
         losses: -ELBO of every step.
         samples: the weighted draws.
+
+    Example:
+        >>> def model():
+        ...     z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        >>> report = fit_guide(model, AutoRealNVP(model), steps=20, draws=1000, progress=False)
+        >>> report.ess > 0.9, report.warnings
+        (True, ['The ELBO was still rising after 20 steps: allow more.'])
     """
 
     elbo: float

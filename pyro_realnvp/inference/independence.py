@@ -22,19 +22,26 @@ class IndependenceMH(MCMCKernel):
 
     which leaves the posterior invariant. If w <= M p(x) everywhere, the chain is within (1 - 1/M)^n of the posterior
     after n steps; without such an M it sticks where w is large. Pareto k-hat (:func:`~pyro_realnvp.pareto_k`) tells
-    beforehand. Tierney (1994); Mengersen and Tweedie (1996), theorem 2.1; with a
-    flow as q: Gabrié, Rotskoff, Vanden-Eijnden (2022).
-
-        mcmc = MCMC(IndependenceMH(model, guide, parallel=True), num_samples=10_000, warmup_steps=100)
-        mcmc.run(data)
-        mcmc.get_samples()                                   # by the names of the model's sites
-        mcmc.diagnostics()["acceptance rate"]
+    beforehand. Tierney (1994); Mengersen and Tweedie (1996), theorem 2.1; with a flow as q: Gabrié, Rotskoff,
+    Vanden-Eijnden (2022).
 
     Proposals do not depend on the chain, so they are drawn and weighed many at a time, and no gradient is needed.
 
     Args:
         model, guide, parallel: as for :func:`~pyro_realnvp.importance_sample`.
         batch_size: how many proposals are drawn and weighed at a time.
+
+    Example:
+        >>> def model(y):
+        ...     z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...     pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+        >>> def guide(y):  # the posterior itself, of which every draw is accepted
+        ...     pyro.sample("z", dist.Normal(y / 2, 0.5**0.5))
+        >>> kernel = IndependenceMH(model, guide, parallel=True)
+        >>> mcmc = pyro.infer.MCMC(kernel, num_samples=100, warmup_steps=10, disable_progbar=True)
+        >>> mcmc.run(torch.tensor(1.0))
+        >>> mcmc.get_samples()["z"].shape, mcmc.diagnostics()["acceptance rate"]
+        (torch.Size([100]), {'chain 0': 1.0})
     """
 
     # Read by MCMC: samples are in the space of their sites, so that there is nothing to transform.
@@ -83,7 +90,7 @@ class IndependenceMH(MCMCKernel):
         raise ValueError(f"IndependenceMH starts at a draw of its guide, but got initial_params for {list(params)}.")
 
     def sample(self, params: dict[str, Tensor]) -> dict[str, Tensor]:
-        """One step: the proposal if it is accepted, else the present state."""
+        """Takes one step: returns the proposal if it is accepted, else the present state."""
         proposal, log_weight = next(self._next)
         self._steps += 1
         if self._steps == self._warmup_steps + 1:

@@ -29,12 +29,6 @@ class NeuTra:
     which is close to the base where the guide is close to the posterior, whatever the guide: NUTS moves in an easy
     geometry, and stays exact. Hoffman, Sountsov, Dillon, Langmore, Tran, Vasudevan (2019).
 
-        guide = AutoRealNVP(model)                           # 1. train it by SVI
-        neutra = NeuTra(model, guide)                        # 2. sample
-        mcmc = MCMC(neutra.kernel(), num_samples=1000, warmup_steps=100, num_chains=4)
-        mcmc.run(data)
-        posterior = neutra.get_samples(mcmc)                 # 3. the sites of the model
-
     Chains, divergences, ``jit_compile`` and the rest are those of :class:`~pyro.infer.MCMC`, and any HMC or NUTS takes
     ``neutra`` as its model. :meth:`kernel` knows what a trained guide makes superfluous: its chains start at draws of
     the guide, and its warm-up has only the step size to find. The parameters of the guide are constants here: no
@@ -49,6 +43,17 @@ class NeuTra:
 
     Raises:
         ValueError: if the guide is no such guide, or has not been called yet.
+
+    Example:
+        >>> def model():
+        ...     pyro.sample("x", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        >>> guide = AutoRealNVP(model)
+        >>> report = fit_guide(model, guide, steps=10, draws=500, progress=False)
+        >>> neutra = NeuTra(model, guide)
+        >>> mcmc = pyro.infer.MCMC(neutra.kernel(), num_samples=10, warmup_steps=5, disable_progbar=True)
+        >>> mcmc.run()
+        >>> neutra.get_samples(mcmc)["x"].shape
+        torch.Size([10, 2])
     """
 
     def __init__(self, model: Callable[..., Any], guide: AutoContinuous) -> None:

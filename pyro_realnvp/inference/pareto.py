@@ -18,6 +18,12 @@ def effective_sample_size(log_weights: Tensor) -> float:
 
     Args:
         log_weights: (S,), normalised or not.
+
+    Example:
+        >>> round(effective_sample_size(torch.zeros(100)), 4)
+        100.0
+        >>> round(effective_sample_size(torch.tensor([1.0, 3.0]).log()), 4)  # (1 + 3)^2 / (1 + 9)
+        1.6
     """
     log_weights = check_log_weights(log_weights).double()
     log_weights = log_weights - log_weights.max()
@@ -34,7 +40,7 @@ def pareto_k(log_weights: Tensor) -> float:
         k-hat up to 1                       S draws are too few, and the number needed grows quickly;
         k-hat >= 1                          the weights have no finite mean: no number of draws helps.
 
-    The tail are the M = ceil(min(S/5, 3 sqrt(S))) largest weights; the fit is that of Zhang and Stephens (2009), with
+    The tail is the M = ceil(min(S/5, 3 sqrt(S))) largest weights; the fit is that of Zhang and Stephens (2009), with
     a weak prior at 0.5 that weighs as much as 10 of them. Vehtari, Simpson, Gelman, Yao, Gabry (2024), Pareto smoothed
     importance sampling; for guides: Yao, Vehtari, Simpson, Gelman (2018), Yes, but did it work?
 
@@ -47,9 +53,15 @@ def pareto_k(log_weights: Tensor) -> float:
         log_weights: (S,) with S >= 25, normalised or not.
 
     Returns:
-        k-hat; -inf if the M + 1 largest weights are within 5 % of each other, as they are for an exact guide: to cut
-        them off would change the sum of all by less than 5 % of M/S, while their shape, that of a far corner or of
-        rounding, may be any. And inf if fewer than 5 of them exceed all others.
+        k-hat; -inf if the M + 1 largest weights are within 5 % of each other, as they are for an exact guide. Cutting
+        them off would then change the sum of all by less than 5 % of M/S, while the shape of their tail comes from a
+        far corner, or from rounding, and says nothing. And inf if fewer than 5 of them exceed all others.
+
+    Example:
+        >>> u = (torch.arange(10_000) + 0.5) / 10_000
+        >>> light, heavy = -0.3 * u.log(), -1.2 * u.log()  # of weights u^-k, which have the tail k
+        >>> round(pareto_k(light), 1), round(pareto_k(heavy), 1)
+        (0.3, 1.2)
     """
     return _fit_tail(check_log_weights(log_weights))[0]
 
@@ -67,7 +79,12 @@ def pareto_k_spread(log_weights: Tensor, batches: int = 10) -> float:
         batches: B.
 
     Returns:
-        the error; inf if some k_b are infinite and 0 if all are, and equal.
+        The error; inf if some k_b are infinite, but 0 if all are infinite and equal.
+
+    Example:
+        >>> log_weights = -0.5 * torch.rand(10_000).log()  # of weights with k = 1/2
+        >>> abs(pareto_k(log_weights) - 0.5) < 4 * pareto_k_spread(log_weights) < 1
+        True
     """
     at_least("batches", batches, 2)
     size = at_least(
@@ -80,7 +97,12 @@ def pareto_k_spread(log_weights: Tensor, batches: int = 10) -> float:
 
 
 def pareto_k_threshold(num_samples: int) -> float:
-    """Computes min(1 - 1/log10(S), 0.7), the largest k-hat at which S draws suffice. Vehtari et al. (2024)."""
+    """Computes min(1 - 1/log10(S), 0.7), the largest k-hat at which S draws suffice. Vehtari et al. (2024).
+
+    Example:
+        >>> round(pareto_k_threshold(1000), 3), pareto_k_threshold(1_000_000)
+        (0.667, 0.7)
+    """
     return min(1 - 1 / math.log10(at_least("num_samples", num_samples, 2)), 0.7)
 
 
@@ -97,6 +119,13 @@ def pareto_smooth(log_weights: Tensor) -> Tensor:
 
     Returns:
         (S,), on the scale of those given.
+
+    Example:
+        >>> log_weights = -0.8 * torch.rand(1000).log()
+        >>> smoothed = pareto_smooth(log_weights)
+        >>> body = log_weights < log_weights.quantile(0.9)  # the tail are the 95 largest of 1000
+        >>> torch.equal(smoothed[body], log_weights[body]), bool(smoothed.max() <= log_weights.max())
+        (True, True)
     """
     values = check_log_weights(log_weights).double()
     k, sigma, cutoff = _fit_tail(log_weights)

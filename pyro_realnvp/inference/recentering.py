@@ -27,7 +27,7 @@ _CHOICES = (0.0, 0.5, 1.0)
 
 @final
 class Recentered:
-    """A model whose latents of a location and a scale that are latent themselves are non-centred where that helps.
+    """Non-centres those latents of a model whose location or scale is latent too, where that helps.
 
     A site theta ~ F(loc, scale) of a location-scale family becomes, with centredness c in [0, 1],
 
@@ -57,6 +57,17 @@ class Recentered:
     Raises:
         ValueError: if a c is outside of [0, 1]; on the first call, if ``centered`` names a site that is no latent of a
             location-scale family.
+
+    Example:
+        >>> def model():
+        ...     scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
+        ...     pyro.sample("theta", dist.Normal(0.0, scale))
+        >>> trace = pyro.poutine.trace(Recentered(model, {"theta": 0.0})).get_trace()
+        >>> trace.stochastic_nodes
+        ['scale', 'theta_decentered']
+        >>> theta, scale, decentered = (trace.nodes[name]["value"] for name in ("theta", "scale", "theta_decentered"))
+        >>> torch.allclose(theta, scale * decentered)
+        True
     """
 
     def __init__(self, model: Callable[..., Any], centered: Mapping[str, float] | None = None) -> None:

@@ -134,6 +134,11 @@ class GatedAttention(Conditioner):
 
     Raises:
         ValueError: if the heads do not divide the feature maps, or the size is not known.
+
+    Example:
+        >>> net = GatedAttention(2, 4, hidden=8, blocks=1, size=(4, 6))
+        >>> net(torch.randn(5, 2, 4, 6)).shape
+        torch.Size([5, 4, 4, 6])
     """
 
     starts_at_zero = False
@@ -198,6 +203,12 @@ class GatedConvs(nn.Module):
     """Computes the context of Flow++'s dequantization: conv3x3, then gated convolutions. Ho et al. (2019), 4.1.
 
     Shapes: (batch, in_channels, H, W) to (batch, hidden, H, W).
+
+    Example:
+        >>> from functools import partial
+        >>> embedding = partial(GatedConvs, hidden=8, blocks=1)  # as flowpp_dequantizer takes it
+        >>> embedding(2)(torch.randn(5, 2, 4, 4)).shape
+        torch.Size([5, 8, 4, 4])
     """
 
     def __init__(self, in_channels: int, *, hidden: int = 32, blocks: int = 3, dropout: float = 0.2) -> None:
@@ -222,6 +233,12 @@ class AttentiveConvs(nn.Module):
     Weight-normalised blocks of gated convolution and gated self-attention follow a conv3x3.
 
     Shapes: (batch, in_channels, \\*size) to (batch, hidden, \\*size).
+
+    Example:
+        >>> from functools import partial
+        >>> embedding = partial(AttentiveConvs, size=(4, 4), hidden=8, blocks=1)  # as flowpp_dequantizer takes it
+        >>> embedding(2)(torch.randn(5, 2, 4, 4)).shape
+        torch.Size([5, 8, 4, 4])
     """
 
     def __init__(

@@ -45,6 +45,17 @@ class Conditioner(nn.Module):
     Args:
         context_shape: length of a context vector, or shape (C, H, W) of a context map; None for no context.
         context_dim: length of a context vector, instead.
+
+    Example:
+        >>> class Linear(Conditioner):
+        ...     def __init__(self, in_channels, out_channels, *, context_shape=None, context_dim=0, **ignored):
+        ...         super().__init__(context_shape, context_dim)
+        ...         self.linear = torch.nn.Linear(in_channels + self.vector_length, out_channels)
+        ...     def forward(self, x, context=None):
+        ...         return self.linear(torch.cat([x, self.expand_context(context, x.shape[:-1])], -1))
+        >>> flow = Flow(StandardNormal(2), realnvp_transforms(2, net=Linear, context_shape=3))
+        >>> flow(torch.randn(5, 2), torch.randn(3)).shape  # one context for all
+        torch.Size([5])
     """
 
     in_channels: int

@@ -98,6 +98,12 @@ class ConvNet(Conditioner):
         mask, level: accepted for the builders and ignored.
 
     Shapes: (\\*batch, in_channels, H, W) and a context to (\\*batch, out_channels, H, W).
+
+    Example:
+        >>> net = ConvNet(3, 6, hidden=16, context_shape=10)
+        >>> y = net(torch.randn(5, 3, 4, 4), torch.randn(5, 10))
+        >>> y.shape, bool((y == 0).all())
+        (torch.Size([5, 6, 4, 4]), True)
     """
 
     starts_at_zero = True

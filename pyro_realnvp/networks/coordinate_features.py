@@ -16,8 +16,8 @@ class CoordinateFeatures(nn.Module):
     """Gives a network of vectors the cosine and sine of every angle, so that what it computes is periodic.
 
     The features of x are, in this order: every coordinate that is no angle, those in an interval [low, high] scaled to
-    [-1, 1] and all others as they are; then the cosines of the angles; then their sines. A coupling with such a
-    conditioner knows from it where the coordinates lie that it reads.
+    [-1, 1] and all others as they are; then the cosines of the angles; then their sines. From such a conditioner a
+    coupling knows which of the coordinates that it reads are angles, or lie in an interval.
 
     Args:
         network: maps (\\*batch, in_channels + number of angles) and a context, if there is one, to parameters.
@@ -29,6 +29,12 @@ class CoordinateFeatures(nn.Module):
         ValueError: if a coordinate is not among 0, ..., in_channels - 1, is named twice, or an interval is empty.
 
     Shapes: x (\\*batch, in_channels) and a context (\\*batch, \\*context_shape) to what the network returns.
+
+    Example:
+        >>> net = CoordinateFeatures(torch.nn.Linear(3, 4), 2, circular=[0])  # reads x_1, cos(x_0), sin(x_0)
+        >>> x = torch.randn(5, 2)
+        >>> torch.allclose(net(x), net(x + torch.tensor([2 * torch.pi, 0.0])), atol=1e-5)
+        True
     """
 
     angles: Tensor

@@ -29,6 +29,12 @@ class MLP(Conditioner):
         mask, level: accepted for the builders and ignored; networks on images use them.
 
     Shapes: (\\*batch, in_channels) and a context (\\*batch, \\*context_shape) to (\\*batch, out_channels).
+
+    Example:
+        >>> net = MLP(2, 4, hidden=(16,), context_shape=3)
+        >>> y = net(torch.randn(5, 2), torch.randn(5, 3))
+        >>> y.shape, bool((y == 0).all())
+        (torch.Size([5, 4]), True)
     """
 
     starts_at_zero = True

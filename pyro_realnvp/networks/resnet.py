@@ -59,7 +59,7 @@ class _BatchNorm2d(nn.BatchNorm2d):
         return super().forward(x)
 
     def _over_processes(self, x: Tensor) -> Tensor:
-        """Normalizes by the statistics of all processes."""
+        """Normalises by the statistics of all processes."""
         var, mean = torch.var_mean(at_least_float32(x), (0, 2, 3), correction=0)
         mean, var, count = moments(mean, var, x.numel() / max(1, len(mean)), synchronized=True)
         if not statistics_are_held():
@@ -114,6 +114,12 @@ class ResNet(Conditioner):
         level: how often the resolution has been halved.
 
     Shapes: (\\*batch, in_channels, H, W) and a context to (\\*batch, out_channels, H, W).
+
+    Example:
+        >>> from functools import partial
+        >>> net = partial(ResNet, hidden=8, blocks=2)  # as realnvp_transforms takes it
+        >>> net(1, 2)(torch.randn(5, 1, 4, 4)).shape
+        torch.Size([5, 2, 4, 4])
     """
 
     starts_at_zero = False

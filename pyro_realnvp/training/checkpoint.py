@@ -28,8 +28,6 @@ _DTYPES["bfloat16"] = torch.bfloat16
 def save(module: nn.Module, path: str | Path, *, build: Mapping[str, Any] | None = None) -> None:
     """Writes a flow to one file: its weights, and what :func:`load` needs to make it again.
 
-        save(flow, "flow.safetensors")
-
     Flows made of this package's functions and classes are described by themselves: builders with networks by
     ``partial(...)`` of public classes, bases, ``Logit(...)``, chains, liftings of torch's transforms,
     :class:`~pyro_realnvp.ImageFlow`, and ``guide.flow``. Whether the flow is in training mode, the switches
@@ -45,6 +43,12 @@ def save(module: nn.Module, path: str | Path, *, build: Mapping[str, Any] | None
 
     Raises:
         ValueError: if a part of the flow cannot be written down, and ``build`` is not given; the message names it.
+
+    Example:
+        >>> flow, x = Flow(StandardNormal(2), realnvp_transforms(2)), torch.randn(5, 2)
+        >>> save(flow, "flow.safetensors")
+        >>> torch.equal(load("flow.safetensors")(x), flow(x))
+        True
     """
     safetensors()
     if not isinstance(module, nn.Module):
@@ -78,8 +82,6 @@ def save(module: nn.Module, path: str | Path, *, build: Mapping[str, Any] | None
 def load(path: str | Path, *, build: Callable[..., nn.Module] | None = None, device: torch.device | str = "cpu") -> Any:
     """Makes the flow that :func:`save` wrote, in evaluation mode.
 
-        flow = load("flow.safetensors")
-
     Args:
         path: of the file.
         build: for a file that was saved with ``build=arguments``, a function that makes the Module of them.
@@ -91,6 +93,15 @@ def load(path: str | Path, *, build: Callable[..., nn.Module] | None = None, dev
     Raises:
         ValueError: if the file is truncated, has no configuration, names something that is no class or function of
             this package, or has the weights of another architecture.
+
+    Example:
+        >>> flow = Flow(StandardNormal(2), realnvp_transforms(2, couplings=4))
+        >>> save(flow, "flow.safetensors", build={"couplings": 4})
+        >>> def build(couplings):
+        ...     return Flow(StandardNormal(2), realnvp_transforms(2, couplings=couplings))
+        >>> again = load("flow.safetensors", build=build)
+        >>> len(again.transforms), again.training
+        (4, False)
     """
     state, config = read_file(path)
     arguments = {key: state.pop(key) for key in [*state] if key.startswith(_ARGUMENT)}

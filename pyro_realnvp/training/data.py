@@ -59,7 +59,7 @@ class Rows(ABC):
     @cached_property
     @abstractmethod
     def first(self) -> Batch:
-        """A batch for data-dependent initialisation; always the same one."""
+        """Returns a batch for data-dependent initialisation; always the same one."""
 
     @abstractmethod
     def standard_deviation(self) -> Tensor:
@@ -67,7 +67,7 @@ class Rows(ABC):
 
     @abstractmethod
     def batches(self) -> BatchStream:
-        """Batches without end."""
+        """Returns batches without end."""
 
     @abstractmethod
     def digest(self) -> str | None:
@@ -75,7 +75,7 @@ class Rows(ABC):
 
     @abstractmethod
     def once(self) -> Iterator[Batch]:
-        """All rows, each once and in their order."""
+        """Returns all rows, each once and in their order."""
 
     @abstractmethod
     def split(self, fraction: float) -> tuple[Rows, Rows]:
@@ -319,7 +319,7 @@ def hold_out(
 
 
 def default_weight_decay(rows: Rows) -> float:
-    """30 / N, at most 0.1: a prior that counts like some rows. 0 where the number of rows is not known."""
+    """Returns 30 / N, at most 0.1, as a prior does that weighs as much as a fixed number of rows; 0 for unknown N."""
     return min(0.1, 30 / rows.count) if rows.count else 0.0
 
 

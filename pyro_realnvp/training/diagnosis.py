@@ -64,6 +64,12 @@ class Diagnosis:
         first_row: first row of x that is not finite in ``first_layer`` or, if no layer is to blame, in x or the context
             itself, or that lies outside of the support; counted over all batch dimensions. None if there is none.
         findings: sentences, the most important first; none for a flow in good health.
+
+    Example:
+        >>> flow = Flow(StandardNormal(2), realnvp_transforms(2, couplings=2))
+        >>> diagnosis = diagnose(flow, torch.randn(10, 2))
+        >>> [layer.name for layer in diagnosis.layers], diagnosis.findings
+        (['transforms.1.bijection', 'transforms.0.bijection', 'base'], [])
     """
 
     layers: list[LayerDiagnosis]
@@ -84,8 +90,6 @@ class Diagnosis:
 
 def diagnose(flow: Flow | ImageFlow, x: Tensor, context: Tensor | None = None) -> Diagnosis:
     """Computes log p(x | context) layer by layer, and says where something is not finite or clearly wrong.
-
-        print(diagnose(flow, x))
 
     Every layer f maps h_i to h_{i+1} = f(h_i), from x to the latents. It is measured in the mode that the flow is in,
     on the way there (values, log|det df/dh|) and back (max |f^-1(f(h)) - h|), and by the gradient of the mean of
@@ -118,6 +122,13 @@ def diagnose(flow: Flow | ImageFlow, x: Tensor, context: Tensor | None = None) -
 
     Raises:
         ValueError: if the flow is neither, or x or the context has the wrong shape or type, or one of them no values.
+
+    Example:
+        >>> flow = Flow(StandardNormal(2), realnvp_transforms(2))
+        >>> x = torch.randn(10, 2)
+        >>> x[7, 1] = torch.nan
+        >>> print(diagnose(flow, x).findings[0])
+        x is not finite in 1 of 10 rows, first in row 7, column 1: nan. These rows are left out of the table.
     """
     if not isinstance(flow, Flow | ImageFlow):
         raise ValueError(f"diagnose needs a Flow or an ImageFlow, but got {type(flow).__name__}.")

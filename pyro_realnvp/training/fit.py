@@ -104,6 +104,14 @@ def fit(
         DivergedError: a RuntimeError, if the loss becomes NaN or infinite. Its ``diagnosis`` is that of
             :func:`~pyro_realnvp.diagnose` on the batch of the loss, in the state that the flow then was in; on a GPU,
             which looks at the loss every 20 steps, on the last batch.
+
+    Example:
+        >>> x = torch.randn(500, 2) * torch.tensor([1.0, 0.1])
+        >>> flow = Flow(StandardNormal(2), realnvp_transforms(2, couplings=4))
+        >>> before = flow(x).mean()
+        >>> history = fit(flow, x, steps=60, learning_rate=0.005, progress=False)
+        >>> bool(flow(x).mean() > before + 0.5), flow.training
+        (True, False)
     """
     if not isinstance(flow, nn.Module):
         raise ValueError(f"fit needs a Module, such as Flow(base, transforms), but got {type(flow).__name__}.")

@@ -77,6 +77,14 @@ class History:
         unit: ``"nats"`` an event, or ``"bits/dim"`` for images.
         best_step: step of the state that the flow holds now.
         ended_by: ``"steps"``, ``"patience"`` or ``"callback"``.
+
+    Example:
+        >>> flow = Flow(StandardNormal(2), realnvp_transforms(2, couplings=2))
+        >>> history = fit(flow, torch.randn(500, 2), steps=40, interval=10, progress=False)
+        >>> history.step, history.unit, history.ended_by
+        (tensor([10, 20, 30, 40]), 'nats', 'steps')
+        >>> history.best == history.validation.min()
+        tensor(True)
     """
 
     step: Tensor

@@ -31,11 +31,7 @@ class CheckpointError(ValueError):
 class Checkpoint:
     """Keeps the state of a training in one file, so that the same program goes on where it was stopped.
 
-        with Checkpoint("runs/moons/training.safetensors", {"seed": 0, "steps": 5000}) as checkpoint:
-            fit(flow, x, checkpoint=checkpoint)
-            checkpoint.finish({"test": ...})
-
-    or, in a loop of your own, with everything that changes while you train:
+    Pass it to :func:`~pyro_realnvp.fit`. In a loop of your own, let it track everything that changes while you train:
 
         with Checkpoint("training.safetensors") as checkpoint:
             progress = Progress()
@@ -60,6 +56,17 @@ class Checkpoint:
         BlockingIOError: on entering, if another process holds the lock; the message has its number.
         CheckpointError: a ValueError, on entering or later, if the file is damaged or belongs to another training.
         OSError: if the file cannot be read or written.
+
+    Example:
+        >>> flow, x = Flow(StandardNormal(2), realnvp_transforms(2)), torch.randn(200, 2)
+        >>> def train():
+        ...     with Checkpoint("run.safetensors", {"steps": 20}) as checkpoint:
+        ...         if checkpoint.result is None:
+        ...             fit(flow, x, steps=20, checkpoint=checkpoint, progress=False)
+        ...             checkpoint.finish({"rows": len(x)})
+        ...         return checkpoint.result
+        >>> train(), train()  # the second call finds that the training has ended
+        ({'rows': 200}, {'rows': 200})
     """
 
     def __init__(

@@ -60,6 +60,14 @@ def test_indented_blocks_are_fenced_outside_of_sections_alone() -> None:
     )
 
 
+def test_an_example_is_a_section_of_code_with_output_under_its_own_heading() -> None:
+    text = module().markdown("Does it.\n\nExample:\n    >>> 1 + 1\n    2\n", lambda name: None)
+    said, example = griffe.Docstring(text).parse("google")
+    assert said.value == "Does it."
+    assert example.title == "Example:"
+    assert example.value == [(griffe.DocstringSectionKind.examples, ">>> 1 + 1\n2")]
+
+
 def test_all_public_docstrings_are_translated_whole(package: griffe.Module) -> None:
     for name, found in documented(package):
         text = found.docstring.value if found.docstring else ""
