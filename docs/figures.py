@@ -45,10 +45,18 @@ VECTORS = [
 ]
 
 
+FLOWS = {"realnvp": "RealNVP", "glow": "Glow", "spline": "Glow with splines", "flowpp": "Flow++", "nice": "NICE"}
+
+
 def figures_of(runs: Runs) -> dict[str, str]:
     """Makes every figure and table, by name, of the runs that are there."""
     figures = {"mnist-vectors": comparison(VECTORS, runs, unit="nats an image")}
     figures |= example_figures(runs)
+    for data in ("mnist", "fashion-mnist"):
+        if any(name.startswith(f"{data}-") for name in runs):
+            figures[f"{data}-images"] = image_table(runs, data)
+            commands = [command(run["run"]) for name, run in runs.items() if name.startswith(f"{data}-")]
+            figures[f"{data}-commands"] = "\n".join(commands)
     if "simulators" in runs:
         tasks = [row for row in runs["simulators"]["rows"] if "mean_c2st" in row]
         figures["simulators"] = simulator_table(tasks)
@@ -89,6 +97,25 @@ def simulator_table(rows: Sequence[Row]) -> str:
         ours = f"**{row['mean_c2st']:.3f}** ± {2 * row['mean_c2st_error']:.3f}"
         name = row["task"].replace("_", " ")
         lines.append([name, f"{row['published_npe']:.3f}", ours, chosen, minutes(row["seconds"])])
+    return table(head, lines)
+
+
+def image_table(runs: Runs, data: str) -> str:
+    """Lays out the flows of images of one data set, and where validation stood at each quarter of the training."""
+    head = ["flow", "parameters", "epochs", "minutes", "test, 1 draw", "test, 8 draws", "validation at each quarter"]
+    lines = []
+    for name, run in runs.items():
+        if not name.startswith(f"{data}-"):
+            continue
+        *intervals, last = run["rows"]
+        steps = intervals[-1]["step"]
+        quarters = [min(intervals, key=lambda row: abs(row["step"] - share * steps)) for share in (0.25, 0.5, 0.75, 1)]
+        curve = ", ".join(f"{row['validation_bits_per_dim']:.3f}" for row in quarters)
+        error = f"{2 * last['test_bits_per_dim_error']:.3f}"
+        figures = [f"{last['test_bits_per_dim']:.3f} ± {error}", f"**{last['test_bits_per_dim_of_8_draws']:.3f}**"]
+        size = f"{last['trainable_parameters']:,}"
+        lines.append([FLOWS[name.removeprefix(f"{data}-")], size, str(len(intervals)), *figures, curve])
+        lines[-1].insert(3, f"{last['seconds'] / 60:.0f}")
     return table(head, lines)
 
 

@@ -57,3 +57,45 @@ def test_every_run_says_where_it_comes_from(name: str) -> None:
     assert "/tmp" not in run["command"]
     assert len(run["commit"]) >= 7
     assert "dirty" not in run["commit"], "the code of this run is in no commit"
+
+
+RUN = {"command": "python examples/a.py", "commit": "abcdef1", "torch": "2.14.1", "device": "CPU", "threads": 2}
+
+
+def test_a_published_figure_beside_ours() -> None:
+    rows = [
+        {"step": 1, "validation_nats": 1.0},
+        {"step": 1, "test_nats": 2059.56, "test_nats_error": 5.15, "seconds": 2585.3},
+    ]
+    found = figures.comparison(figures.VECTORS, {"nice": {"run": RUN, "rows": rows}}, unit="nats")
+    assert "1980.5 (Dinh et al. (2014), figure 3) | **2059.6 ± 10.3** | 44 min |" in found
+    assert found.endswith("* `python examples/a.py`, seed 0; commit abcdef1, torch 2.14.1, CPU, 2 threads")
+    assert "RealNVP" not in found  # of which there is no run
+
+
+def test_images_have_a_curve() -> None:
+    last = {"test_bits_per_dim": 1.2, "test_bits_per_dim_error": 0.002, "test_bits_per_dim_of_8_draws": 1.1}
+    rows = [{"step": 10 * i, "validation_bits_per_dim": 2 - i / 10} for i in range(1, 9)]
+    rows.append({**last, "trainable_parameters": 163972, "seconds": 600.0})
+    found = figures.image_table({"mnist-glow": {"run": RUN, "rows": rows}, "fashion-mnist-glow": {}}, "mnist")
+    line = "| Glow | 163,972 | 8 | 10 | 1.200 ± 0.004 | **1.100** | 1.800, 1.600, 1.400, 1.200 |"
+    assert found.splitlines()[2:] == [line]
+
+
+def test_simulators_are_counted() -> None:
+    task = {"bounded": True, "dropout": 0.2, "weight_decay": 1.0, "seconds": 300, "mean_c2st_error": 0.01}
+    rows = [{"task": "two_moons", "observation": 1, "c2st": 0.5}]
+    rows += [
+        {"task": name, "mean_c2st": c2st, "published_npe": 0.6, **task} for name, c2st in (("a", 0.5), ("b", 0.62))
+    ]
+    made = figures.figures_of({"simulators": {"run": RUN, "rows": rows}})
+    assert made["simulators-below"] == "1 of 2"
+    assert made["simulators-gap"] == "0.040 below"
+    assert "| a | 0.600 | **0.500** ± 0.020 | on the box, dropout 0.2, decay 1 | 5 min |" in made["simulators"]
+
+
+def test_words() -> None:
+    assert figures.listed(["98", "100", "94"]) == "98, 100 and 94"
+    assert figures.listed(["98"]) == "98"
+    assert figures.minutes(119) == "119 s"
+    assert figures.minutes(121) == "3 min"
