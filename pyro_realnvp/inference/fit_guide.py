@@ -24,6 +24,7 @@ from .finite import FiniteELBO
 from .guide import AutoRealNVP
 from .guide_report import GuideReport, missed_places, shifts
 from .importance import importance_sample
+from .many_draws import explained
 from .modes import place_components, rebalance
 from .sites import joint_density
 
@@ -84,7 +85,8 @@ def fit_guide(
             step of the first 70 %, so that a guide with a wide start, ``init_scale``, finds several modes before they
             part. None for beta = 1.
         draws: fresh draws for the report, at least 250.
-        vectorize: whether the draws are made at once, for which the model declares its batch dimensions by plates.
+        vectorize: whether the draws are made at once, for which the model declares its batch dimensions by plates and
+            indexes latent sites from the right: ``a[..., group]``.
         progress: whether a progress bar is shown.
         callback: called with the step and the loss after every step; True ends the training.
 
@@ -128,7 +130,8 @@ def fit_guide(
         warnings.filterwarnings("ignore", "Encountered NaN: loss")  # of a step that is left out, and reported
         for step in range(steps):
             tempered.step = step
-            losses.append(svi.step(*args, **kwargs))
+            with explained("fit_guide(..., vectorize=False), which takes much longer", many=vectorize):
+                losses.append(svi.step(*args, **kwargs))
             for optimizer in svi.optim.optim_objs.values():
                 optimizer.param_groups[0]["lr"] = learning_rate * _DECAY ** max(0, step + 1 - tempered.steps)
             torch._foreach_lerp_(average, parameters, 1 - _EMA)

@@ -18,6 +18,7 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Size, Tensor
 
 from .._runtime.checks import at_least
+from .many_draws import explained
 from .pareto import (
     check_log_weights,
     effective_sample_size,
@@ -115,7 +116,8 @@ def importance_sample(
         args, kwargs: what both are called with.
         num_samples: S.
         parallel: whether many draws are made at once, inside an outermost plate; as in
-            :class:`~pyro.infer.Predictive` this needs a model that declares its batch dimensions by plates.
+            :class:`~pyro.infer.Predictive` this needs a model that declares its batch dimensions by plates and
+            indexes latent sites from the right: ``a[..., group]``.
         batch_size: how many at once, to bound the memory; by default all.
 
     Raises:
@@ -144,7 +146,8 @@ def importance_sample(
         for start in range(0, num_samples, size if parallel else 1):
             count = min(size, num_samples - start) if parallel else 1
             if parallel:
-                with pyro.plate("_importance_samples", count, dim=-1 - nesting):
+                rows = pyro.plate("_importance_samples", count, dim=-1 - nesting)
+                with explained("importance_sample(..., parallel=False)", many=True), rows:
                     guide_trace, model_trace = _traces(model, guide, args, kwargs)
             elif start:
                 guide_trace, model_trace = _traces(model, guide, args, kwargs)

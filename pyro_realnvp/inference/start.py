@@ -16,6 +16,7 @@ from ..bijections.low_rank import FixedLowRank
 from .angles import Chart
 from .fixed_mixed import FixedMixed
 from .low_rank_start import low_rank_gaussian
+from .many_draws import NEEDS
 from .sites import log_joint, log_joints, plate_nesting
 from .warm_start import LogDensity, best_gaussian
 
@@ -107,7 +108,7 @@ def _density(
         return at_once, True
     warnings.warn(
         f"{guide._pyro_name} cannot run its model on many draws at once, and finds its start from fewer: {reason}. "
-        f"Declare batch dimensions by plates, or give init_scale to start without a search.",
+        f"{NEEDS} Or give init_scale to start without a search.",
         stacklevel=3,
     )
     return one_by_one, False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -37,6 +38,7 @@ from pyro_realnvp import (
     Elementwise,
     MixtureLogistic,
     NeuTra,
+    fit_guide,
     flowpp_transforms,
     glow_transforms,
     importance_sample,
@@ -303,6 +305,45 @@ def test_not_vectorizable() -> None:
         guide.initialize()
     steps(model, guide, vectorize=False)
     assert guide.sample_posterior((200,))["a"].mean().item() == pytest.approx(0.4, abs=0.3)
+
+
+def by_group(y: torch.Tensor) -> None:
+    """Indexes its groups from the left, as models of one draw may."""
+    with pyro.plate("groups", 4):
+        a = pyro.sample("a", dist.Normal(0.0, 1.0))
+    with pyro.plate("rows", 8):
+        pyro.sample("y", dist.Normal(a[torch.arange(8) % 4], 1.0), obs=y)
+
+
+def test_an_index_from_the_left_is_explained() -> None:
+    wanted = r"index latent sites from the right, a\[..., group\] instead of a\[group\]"
+    guide = AutoRealNVP(by_group, small)
+    with pytest.warns(UserWarning, match=wanted), pytest.raises((IndexError, RuntimeError, ValueError)) as failed:
+        fit_guide(by_group, guide, torch.zeros(8), steps=2, progress=False)
+    assert re.search(f"{wanted}.*vectorize=False", failed.value.__notes__[0])
+    with pytest.raises((IndexError, RuntimeError, ValueError)) as failed:
+        importance_sample(by_group, guide, torch.zeros(8), num_samples=10, parallel=True)
+    assert re.search(f"{wanted}.*parallel=False", failed.value.__notes__[0])
+    assert importance_sample(by_group, guide, torch.zeros(8), num_samples=10).samples["a"].shape == (10, 4)
+
+
+def test_another_error_is_left_alone() -> None:
+    def model() -> None:
+        pyro.sample("y", dist.Normal(pyro.sample("a", dist.Normal(0.0, 1.0)), 1.0), obs=torch.tensor(torch.nan))
+
+    with pytest.raises(ValueError, match="nan") as failed:
+        importance_sample(model, AutoRealNVP(model, small, init_scale=0.1), num_samples=10, parallel=True)
+    assert not hasattr(failed.value, "__notes__")
+
+
+def test_an_error_of_one_draw_has_no_note() -> None:
+    def model() -> None:
+        pyro.sample("a", dist.Normal(torch.zeros(2), 1.0).to_event(1))[5]
+
+    guide = AutoRealNVP(model, small)
+    with pytest.raises(IndexError) as failed:
+        fit_guide(model, guide, steps=2, vectorize=False, progress=False)
+    assert not hasattr(failed.value, "__notes__")
 
 
 def test_wrong_when_vectorized() -> None:
