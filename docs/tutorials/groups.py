@@ -148,8 +148,8 @@ for name, nats in lost.items():
     print(f"{name:12}", *(f"{nats[counts == count].median():5.2f}" for count in counts.unique()), f"{nats.mean():5.2f}")
 
 # %% [markdown]
-# The posteriors are bent, and a goes with b, which a Gaussian with independent a and b cannot follow. In the pictures are
-# the regions that hold 50 and 95 % of the exact posterior, and draws of both guides, for four new patients.
+# The posteriors are bent, and a goes with b, which a Gaussian with independent a and b cannot follow. In the pictures
+# are the regions that hold 50 and 95 % of the exact posterior, and draws of both guides, for four new patients.
 
 # %%
 figure, axes = plt.subplots(1, 4, figsize=(11, 3), layout="constrained", sharey=True)
