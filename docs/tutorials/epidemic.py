@@ -125,8 +125,8 @@ ranks["prior"] = judge("prior", draws, prior.log_prob(draws), prior.log_prob(new
 
 # %% [markdown]
 # 500 series of 40 numbers are too few to learn from: the estimate is too sure of itself, its regions cover theta too
-# rarely, and the ranks say so. What to do: give the flow a summary of what is known of the simulator, which is worth the
-# most here, even to 500 simulations; simulate more; and take splines, which bend more than affine maps.
+# rarely, and the ranks say so. What to do: give the flow a summary of what is known of the simulator, which is worth
+# the most here, even to 500 simulations; simulate more; and take splines, which bend more than affine maps.
 #
 # More simulations alone make the estimate calibrated, but not sharp, and ranks cannot tell: the prior, which has
 # learned nothing, passes too. So read them beside the mean of log q(theta | x) on new pairs. It needs no exact
@@ -153,4 +153,5 @@ for axis, name in zip(axes[1:], ("few", "many, summary, splines"), strict=True):
     density = p[:, None, 1] * p[None, :, 0]
     axis.contour(sides, sides, density, levels=(density.max() * torch.tensor([0.05, 0.5])).tolist(), colors="black")
     axis.set(xlabel="log beta", ylabel="log gamma", title=name)
-    axis.set(xlim=(middle[0] - wide[0], middle[0] + wide[0]), ylim=(middle[1] - wide[1], middle[1] + wide[1]))
+    low, high = (middle - wide).tolist(), (middle + wide).tolist()
+    axis.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
