@@ -59,7 +59,7 @@ model = load("digits.safetensors")
 
 def show(axes, images, title):
     tiles = torch.nn.functional.pad(images, (1, 1, 1, 1)).reshape(8, 8, 10, 10)
-    axes.imshow(tiles.permute(0, 2, 1, 3).reshape(80, 80), cmap="gray_r", vmin=0, vmax=16)
+    axes.imshow(tiles.permute(0, 2, 1, 3).reshape(80, 80).numpy(), cmap="gray_r", vmin=0, vmax=16)
     axes.set(title=title, xticks=[], yticks=[])
 
 
