@@ -9,13 +9,14 @@ from __future__ import annotations
 import io
 import re
 import sys
+import tempfile
 import types
 from collections.abc import Callable
-from contextlib import redirect_stdout
+from contextlib import chdir, redirect_stdout
 from pathlib import Path
 from typing import Any
 
-TUTORIALS = Path(__file__).parent / "tutorials"
+TUTORIALS = Path(__file__).resolve().parent / "tutorials"
 _CELL = re.compile(r"^# %%(.*)\n", re.M)
 
 
@@ -70,5 +71,6 @@ def run(script: Path, into: Path, *, change: Callable[[str], str] = lambda code:
 
 if __name__ == "__main__":
     for chosen in sys.argv[1:] or sorted(path.stem for path in TUTORIALS.glob("*.py")):
-        written, _ = run(TUTORIALS / f"{chosen}.py", TUTORIALS)
+        with tempfile.TemporaryDirectory() as elsewhere, chdir(elsewhere):  # some write files of their own
+            written, _ = run(TUTORIALS / f"{chosen}.py", TUTORIALS)
         (TUTORIALS / f"{chosen}.md").write_text(written)
