@@ -51,6 +51,7 @@ FLOWS = {"realnvp": "RealNVP", "glow": "Glow", "spline": "Glow with splines", "f
 def figures_of(runs: Runs) -> dict[str, str]:
     """Makes every figure and table, by name, of the runs that are there."""
     figures = {"mnist-vectors": comparison(VECTORS, runs, unit="nats an image")}
+    figures |= {row.run: f"{runs[row.run]['rows'][-1][row.ours]:.{row.digits}f}" for row in VECTORS if row.run in runs}
     figures |= example_figures(runs)
     for data in ("mnist", "fashion-mnist"):
         if any(name.startswith(f"{data}-") for name in runs):
@@ -66,8 +67,7 @@ def figures_of(runs: Runs) -> dict[str, str]:
         gap = mean(row["published_npe"] - row["mean_c2st"] for row in tasks)
         figures["simulators-gap"] = f"{abs(gap):.3f} {'below' if gap > 0 else 'above'}"
     if "guides" in runs:
-        step, *posteriors = runs["guides"]["rows"]
-        figures["step-ratio"] = f"{step['ratio']:.2f}"
+        _, *posteriors = runs["guides"]["rows"]
         figures["posteriors"] = posterior_table(posteriors)
         figures["posteriors-command"] = command(runs["guides"]["run"])
         figures["posteriors-mean"] = f"{max(row['mean_error'] for row in posteriors):.3f} sd"
