@@ -16,6 +16,7 @@ import pyro_realnvp
 
 FOLDERS = ("--root", "--out")  # options whose values are paths of one machine
 PLACES = {"--root": "DIR"}
+CODE = ("pyro_realnvp", "examples", "benchmarks/*.py")  # what decides a figure
 
 
 def provenance(argv: Sequence[str]) -> dict[str, Any]:
@@ -26,7 +27,7 @@ def provenance(argv: Sequence[str]) -> dict[str, Any]:
     """
     return {
         "command": command_of(argv),
-        "commit": commit_of(Path(argv[0]).resolve().parent),
+        "commit": commit_of(Path(argv[0]).resolve().parents[1], code=CODE),
         "version": pyro_realnvp.__version__,
         "torch": torch.__version__.split("+")[0],
         "python": platform.python_version(),
@@ -50,16 +51,22 @@ def command_of(argv: Sequence[str]) -> str:
     return " ".join(words)
 
 
-def commit_of(folder: Path) -> str | None:
+def commit_of(folder: Path, *, code: Sequence[str] = (".",)) -> str | None:
     """Returns the short hash of the commit that is checked out in a folder, or None outside of a repository.
 
     It ends with "-dirty" if files differ from that commit.
+
+    Args:
+        folder: in the repository.
+        code: the paths below it whose changes count.
     """
-    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--exclude=*"]
+    git = ["git", "-C", str(folder)]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
+    changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", *code]).returncode != 0
+    return commit.stdout.strip() + ("-dirty" if changed else "")
 
 
 def write_provenance(folder: Path, *, keep: bool) -> None:

@@ -38,6 +38,7 @@ def test_commit(tmp_path: Path) -> None:
     assert re.fullmatch("[0-9a-f]{7,}", clean)
     (tmp_path / "file").write_text("two")
     assert commit_of(tmp_path) == f"{clean}-dirty"
+    assert commit_of(tmp_path, code=("other",)) == clean
 
 
 def test_what_is_written() -> None:
