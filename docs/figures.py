@@ -119,15 +119,27 @@ def image_table(runs: Runs, data: str) -> str:
     return table(head, lines)
 
 
+def digit_table(rows: Mapping[str, Row]) -> str:
+    head = ["flow", "parameters", "test, 1 draw, ± 2 standard errors", "test, 8 draws", "time"]
+    lines = []
+    for name, row in rows.items():
+        _, flow, *rest = name.split("-")
+        found = f"{row['test_bits_per_dim']:.3f} ± {2 * row['test_bits_per_dim_error']:.3f}"
+        tight = f"{row['test_bits_per_dim_of_8_draws']:.3f}"
+        words = FLOWS[flow] + (", uniform noise" if rest else "")
+        lines.append([words, f"{row['trainable_parameters']:,}", found, tight, minutes(row["seconds"])])
+    return table(head, lines)
+
+
 def example_figures(runs: Runs) -> dict[str, str]:
     """Makes the figures of the examples, from the last rows of their runs."""
     last = {name: run["rows"][-1] for name, run in runs.items()}
-    figures = {name: f"{row['test_bits_per_dim']:.2f}" for name, row in last.items() if name.startswith("digits-")}
-    if "digits-realnvp" in last:
-        row = last["digits-realnvp"]
-        figures["digits-error"] = f"{2 * row['test_bits_per_dim_error']:.2f}"
-        figures["digits-seconds"] = f"{row['seconds']:.0f} s"
-        figures["digits-pixels"] = f"{row['histogram_bits_per_dim']:.2f}"
+    digits = {name: row for name, row in last.items() if name.startswith("digits-")}
+    figures = {name: f"{row['test_bits_per_dim']:.2f}" for name, row in digits.items() if name.count("-") == 1}
+    if "digits-realnvp" in digits:
+        figures["digits"] = digit_table(digits)
+        figures["digits-pixels"] = f"{digits['digits-realnvp']['histogram_bits_per_dim']:.2f}"
+        figures["digits-commands"] = "\n".join(command(runs[name]["run"]) for name in digits)
     for name, digits in (("two-moons", 4), ("two-moons-3000", 3)):
         found = [row["test_kl"] for run, row in last.items() if run.rpartition("-")[0] == name]
         if found:
