@@ -20,8 +20,8 @@ mean, sd = train.mean(0), train.std(0)
 train, test = (train - mean) / sd, (test - mean) / sd  # by the training rows alone
 
 # %% [markdown]
-# Without `steps`, [`fit`][pyro_realnvp.fit] holds out a tenth of the rows, adds noise to the others, halves the noise as
-# long as that helps, and ends by itself. The flow has the best averaged state afterwards.
+# Without `steps`, [`fit`][pyro_realnvp.fit] holds out a tenth of the rows, adds noise to the others, halves the noise
+# as long as that helps, and ends by itself. The flow has the best averaged state afterwards.
 
 # %%
 flow = Flow(StandardNormal(13), realnvp_transforms(13))
