@@ -2,7 +2,14 @@
 # # p(y | x) with two modes
 #
 # A regression predicts one number; here y has two likely values for every x, and noise that grows with x. A conditional
-# flow learns the whole density of y given x. A single coordinate needs splines: affine couplings leave it Gaussian.
+# flow learns the whole density of y given x. A single coordinate needs
+# [`spline_transforms`][pyro_realnvp.spline_transforms]: affine couplings leave it Gaussian. With several modes splines
+# are the choice for two or three coordinates, too.
+#
+# Here x and y are of order one. Other data are standardised, the context too:
+# [condition on anything](../howto/condition.md) shows how, with densities and samples in the units of y. The pair
+# (y, x) below has y, whose density is learned, in front; `fit(flow, y, context=x)` does the same. With a number of
+# steps the learning rate falls to 0 at the end; without, `fit` ends when held-out rows no longer improve.
 
 # %%
 import pyro
@@ -35,12 +42,14 @@ with torch.no_grad():
 
 def true_log_density(y, x):
     noise = torch.distributions.Normal(0.0, 0.1 + 0.05 * (x + 3))
-    both = torch.stack([noise.log_prob(y - (1 + 0.3 * x)), noise.log_prob(y + (1 + 0.3 * x))])
+    upper, lower = noise.log_prob(y - (1 + 0.3 * x)), noise.log_prob(y + (1 + 0.3 * x))
+    both = torch.stack([upper, lower])
     return (both.logsumexp(0) - torch.tensor(2.0).log()).squeeze(-1)
 
 
 loss = true_log_density(new_y, new_x) - learned
-print(f"flow {learned.mean():.3f}, lost to the truth {loss.mean():.3f} +- {loss.std() / len(loss) ** 0.5:.3f}")
+error = loss.std() / len(loss) ** 0.5
+print(f"flow {learned.mean():.3f}, lost to the truth {loss.mean():.3f} +- {error:.3f}")
 
 # %% [markdown]
 # Predictive intervals are quantiles of samples given x. An interval of 90 % should cover nine of ten new rows. The
@@ -63,10 +72,15 @@ with torch.no_grad():
 print(f"covered {(flow(new_y, new_x) > level).float().mean():.3f}")
 
 # %%
-grid_x, grid_y = torch.meshgrid(torch.linspace(-3, 3, 150), torch.linspace(-3, 3, 150), indexing="ij")
+axis = torch.linspace(-3, 3, 150)
+grid = torch.cartesian_prod(axis, axis)
 with torch.no_grad():
-    density = flow(grid_y.reshape(-1, 1), grid_x.reshape(-1, 1)).exp().reshape(150, 150)
+    density = flow(grid[:, 1:], grid[:, :1]).exp().reshape(150, 150)
 figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
-axes.pcolormesh(grid_x.numpy(), grid_y.numpy(), density.numpy(), shading="auto", cmap="Blues")
+axes.pcolormesh(axis.numpy(), axis.numpy(), density.T.numpy(), cmap="Blues")
 axes.scatter(x[:300], y[:300], s=3, color="tab:orange")
 axes.set(xlabel="x", ylabel="y", title="p(y | x), and 300 of the rows")
+
+# %% [markdown]
+# Next: [condition on anything](../howto/condition.md) has classes, series and images as the context;
+# [choose a flow](../howto/choose.md) what to change, and when.

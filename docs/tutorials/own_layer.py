@@ -55,7 +55,8 @@ except AssertionError as error:
 
 # %%
 pyro.set_rng_seed(0)
-x = torch.distributions.StudentT(3.0).sample((3000, 2)) @ torch.tensor([[1.0, 0.5], [0.0, 1.0]])
+x = torch.distributions.StudentT(3.0).sample((3000, 2))
+x = x @ torch.tensor([[1.0, 0.5], [0.0, 1.0]])
 x = x / x.std(0)
 plain = Flow(StandardNormal(2), realnvp_transforms(2))
 with_tails = Flow(StandardNormal(2), [*realnvp_transforms(2), Sinh(2)])
@@ -64,11 +65,11 @@ for name, flow in {"couplings": plain, "couplings and sinh": with_tails}.items()
     print(f"{name:20} {-history.best:.3f} nats on the held-out rows")
 
 # %% [markdown]
-# One seed, and a small difference. The package's own way to heavy tails is a `StudentTBase`, which learns how heavy
-# they are.
+# One seed, and a small difference. The package's own way to heavy tails is a
+# [`StudentTBase`][pyro_realnvp.StudentTBase], which learns how heavy they are.
 #
-# `save` describes flows of the package's own layers by itself. For yours it takes the arguments of a function that
-# builds the flow:
+# [`save`][pyro_realnvp.save] describes flows of the package's own layers by itself. For yours it takes the arguments of
+# a function that builds the flow:
 
 
 # %%
@@ -82,9 +83,13 @@ print(torch.equal(loaded(x), with_tails(x)))
 
 # %%
 figure, axes = plt.subplots(figsize=(6, 3), layout="constrained")
-axes.hist(x[:, 0].numpy(), 80, range=(-6, 6), density=True, log=True, alpha=0.4, label="data")
-axes.hist(
-    loaded.sample((30000,))[:, 0].numpy(), 80, range=(-6, 6), density=True, log=True, histtype="step", label="samples"
-)
+samples = loaded.sample((30000,))[:, 0]
+bins = {"bins": 80, "range": (-6, 6), "density": True, "log": True}
+axes.hist(x[:, 0].numpy(), **bins, alpha=0.4, label="data")
+axes.hist(samples.numpy(), **bins, histtype="step", label="samples")
 axes.set(xlabel="first coordinate", title="tails of the data and of samples")
 axes.legend()
+
+# %% [markdown]
+# Next: [architecture](../architecture.md) says how a layer becomes part of the package, and
+# [concepts](../concepts.md#the-laws) what the laws are.

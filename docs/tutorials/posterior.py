@@ -2,8 +2,9 @@
 # # A posterior: eight schools
 #
 # The effect of a course in each of eight schools, with its standard error (Rubin 1981, "Estimation in parallel
-# randomized experiments"). The effects come from a normal distribution whose mean and scale are unknown. A guide is
-# trained, asked how far it can be trusted, corrected, and compared with NUTS.
+# randomized experiments"). The effects come from a normal distribution whose mean and scale are unknown. A guide,
+# [`AutoRealNVP`][pyro_realnvp.AutoRealNVP], is trained by [`fit_guide`][pyro_realnvp.fit_guide], asked how far it can
+# be trusted, corrected, and compared with NUTS.
 
 # %%
 import pyro
@@ -35,8 +36,7 @@ print(report)
 # %% [markdown]
 # k-hat is the shape of the tail of the importance weights. Below 0.7 weighted draws correct what the guide has wrong.
 # Above, the guide is too poor for that, and the report says so. It is blind to a mode that the guide never visits,
-# which is why the report also climbs from far draws, and names places of high density that the guide does not know
-# of.
+# which is why the report also runs an optimiser from widely scattered points, and lists modes that the guide misses.
 #
 # Draws from the posterior, corrected by their weights:
 
@@ -46,13 +46,14 @@ for name in ("mu", "tau"):
     print(f"{name:4} {posterior[name].mean():6.2f} +- {posterior[name].std():.2f}")
 
 # %% [markdown]
-# `NeuTra` runs NUTS on the latents of the flow. Its draws are right for any guide, and soon many for a good one, as the
-# posterior looks like a standard Gaussian from there. It starts at draws of the guide, so that a short warm-up
-# is enough:
+# [`NeuTra`][pyro_realnvp.NeuTra] runs NUTS on the latents of the flow, where the posterior looks like a standard
+# Gaussian if the guide is good. It samples the exact posterior whatever the guide; the better the guide, the more
+# effective draws a second. Check R-hat as always. It starts at draws of the guide, so that a short warm-up is enough:
 
 # %%
 neutra = NeuTra(schools, guide)
-mcmc = MCMC(neutra.kernel(), num_samples=1000, warmup_steps=100, disable_progbar=True)
+kernel = neutra.kernel()
+mcmc = MCMC(kernel, num_samples=1000, warmup_steps=100, disable_progbar=True)
 mcmc.run()
 exact = neutra.get_samples(mcmc)
 for name in ("mu", "tau"):
@@ -60,7 +61,12 @@ for name in ("mu", "tau"):
 
 # %%
 figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
-axes.scatter(posterior["mu"][:1000], posterior["tau"][:1000].log(), s=3, label="guide, weighted")
-axes.scatter(exact["mu"], exact["tau"].log(), s=3, label="NUTS through the guide")
-axes.set(xlabel="mu", ylabel="log tau", title="the posterior of the common mean and scale")
+for name, draws in {"guide, weighted": posterior, "NUTS through the guide": exact}.items():
+    axes.scatter(draws["mu"][:1000], draws["tau"][:1000].log(), s=3, label=name)
+axes.set_title("the posterior of the common mean and scale")
+axes.set(xlabel="mu", ylabel="log tau")
 axes.legend()
+
+# %% [markdown]
+# Next: [guides](../guides.md) has several modes, centred hierarchies, many latents, and what is not solved.
+# [Save, load, deploy](../howto/files.md) says how a guide is kept.

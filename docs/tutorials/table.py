@@ -20,8 +20,8 @@ mean, sd = train.mean(0), train.std(0)
 train, test = (train - mean) / sd, (test - mean) / sd  # by the training rows alone
 
 # %% [markdown]
-# Without `steps`, `fit` holds out a tenth of the rows, adds noise to the others, halves the noise as long as that
-# helps, and ends by itself. The flow has the best averaged state afterwards.
+# Without `steps`, [`fit`][pyro_realnvp.fit] holds out a tenth of the rows, adds noise to the others, halves the noise
+# as long as that helps, and ends by itself. The flow has the best averaged state afterwards.
 
 # %%
 flow = Flow(StandardNormal(13), realnvp_transforms(13))
@@ -67,5 +67,11 @@ samples = flow.sample((500,)) * sd + mean
 figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
 axes.scatter(samples[:, 6], samples[:, 9], s=4, color="tab:orange", label="samples")
 axes.scatter(x[:, 6], x[:, 9], s=8, color="tab:blue", label="wines")
-axes.set(xlabel="flavanoids", ylabel="colour intensity", title="wines, and samples of the flow")
+axes.set_title("wines, and samples of the flow")
+axes.set(xlabel="flavanoids", ylabel="colour intensity")
 axes.legend()
+
+# %% [markdown]
+# Next: [choose a flow, its size and its rate](../howto/choose.md) for a table of your own,
+# [p(y | x) with two modes](conditional.md) for densities given something, and
+# [save, load, deploy](../howto/files.md) to keep the flow.

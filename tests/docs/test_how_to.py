@@ -1,4 +1,4 @@
-"""The Python blocks of the home page, the concepts and the how-to pages run, and do what the text says of them."""
+"""The Python blocks of home, concepts, guides and the how-to pages run, and do what the text says of them."""
 
 from pathlib import Path
 
@@ -27,6 +27,14 @@ def test_concepts() -> None:
     before = names["image"](names["pictures"])
     names["image"].train()
     assert not torch.allclose(names["image"](names["pictures"]), before, atol=1e-2)  # as the text says of training
+
+
+def test_guides(capsys: pytest.CaptureFixture[str]) -> None:
+    names = run(DOCS / "guides.md")
+    assert names["posterior"]["z"].shape == (1000, 8)
+    assert {"theta"} == set(names["model"].centered)
+    assert names["theta"].shape == (1000, 8)
+    assert "k-hat" in capsys.readouterr().out
 
 
 def test_choose() -> None:
