@@ -166,7 +166,7 @@ def posterior_table(rows: Sequence[Row]) -> str:
     head = ["posterior", "latents", "steps", "seconds", "largest error of a mean, in sd", "of an sd", "k-hat"]
     lines = [
         [
-            row["posterior"],
+            row["posterior"].partition("-")[0].replace("_", " "),
             str(row["latents"]),
             f"{row['steps']:,}",
             f"{row['seconds']:.0f}",
