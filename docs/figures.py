@@ -140,10 +140,13 @@ def example_figures(runs: Runs) -> dict[str, str]:
         figures["digits"] = digit_table(digits)
         figures["digits-pixels"] = f"{digits['digits-realnvp']['histogram_bits_per_dim']:.2f}"
         figures["digits-commands"] = "\n".join(command(runs[name]["run"]) for name in digits)
-    for name, digits in (("two-moons", 4), ("two-moons-3000", 3)):
+    for name, precision in (("two-moons", 4), ("two-moons-3000", 3)):
         found = [row["test_kl"] for run, row in last.items() if run.rpartition("-")[0] == name]
         if found:
-            figures[name] = f"{median(found):.{digits}f}"
+            figures[name] = f"{median(found):.{precision}f}"
+            figures[f"{name}-each"] = ", ".join(f"{value:.{precision}f}" for value in found)
+            names = [run for run in runs if run.rpartition("-")[0] == name]
+            figures[f"{name}-commands"] = "\n".join(command(runs[run]["run"]) for run in names)
     if "energies" in runs:
         tests = [row for row in runs["energies"]["rows"] if "forward_ess" in row]
         figures["energies"] = listed([f"{row['ess']:.0f}" for row in tests]) + " %"
