@@ -153,10 +153,6 @@ def example_figures(runs: Runs) -> dict[str, str]:
     if "simulator" in last:
         figures["simulator-kl"] = f"{last['simulator']['test_kl']:.2f}"
         figures["simulator-c2st"] = ", ".join(f"{value:.2f}" for value in last["simulator"]["c2st"])
-    for name in ("vae", "vae-network"):
-        if name in runs:
-            gains = [row for row in runs[name]["rows"] if row.get("model", "").startswith("flow") and "gain" in row]
-            figures[name] = f"{gains[0]['gain']:.1f} ± {gains[0]['gain_error']:.1f}"
     return figures
 
 

@@ -3,7 +3,6 @@
     python examples/mnist_vectors.py nice --download           NICE, in the unit cube
     python examples/mnist_vectors.py realnvp                   RealNVP with 5 couplings, in logit space
     python examples/mnist_vectors.py realnvp --conditional     given the digit
-    python examples/mnist_vectors.py spline                    splines in place of affine couplings, in logit space
 
 nice is that of Dinh, Krueger & Bengio (2014), section 5.1: four additive couplings with five hidden layers of 1000, a
 diagonal scaling and a logistic prior. Its figure is the mean over test images of log p(x), x = (pixels + u) / 256 with
@@ -25,7 +24,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,6 @@ from typing import Any
 import pyro
 import torch
 from torch import Tensor, nn
-from torch.distributions import Transform
 
 from pyro_realnvp import (
     MLP,
@@ -43,7 +41,6 @@ from pyro_realnvp import (
     Flow,
     Logit,
     Permute,
-    RationalQuadratic,
     Scale,
     SplitCoupling,
     StandardLogistic,
@@ -52,10 +49,9 @@ from pyro_realnvp import (
     recalibrate,
     save,
 )
-from pyro_realnvp.bijections.transformers import Transformer
 from pyro_realnvp.training.average import exponential_average
 from pyro_realnvp.training.divergence import DivergedError, Recovery
-from pyro_realnvp.training.loop import Batches, BestState, Progress, cosine_schedule, gradient_step, run_steps
+from pyro_realnvp.training.loop import Batches, BestState, Progress, cosine_schedule, decayed, gradient_step, run_steps
 
 from shared.image_data import load_images, load_labels
 from shared.option_types import COUNT, RATE, SHARE
@@ -70,7 +66,6 @@ TRAINING = 50_000  # images; the other 10,000 are for validation
 RECIPES: dict[str, dict[str, Any]] = {
     "nice": {"epochs": 45, "batch_size": 200, "learning_rate": 1e-3, "ema": 0.999, "weight_decay": 0.3},
     "realnvp": {"epochs": 30, "batch_size": 250, "learning_rate": 5e-4, "ema": 0.999, "weight_decay": 1.0},
-    "spline": {"epochs": 30, "batch_size": 250, "learning_rate": 5e-4, "ema": 0.999, "weight_decay": 1.0},
 }
 
 
@@ -100,27 +95,12 @@ def build(name: str, *, hidden: int | None = None, classes: int = 0) -> Flow:
     if name == "nice":
         net = partial(MLP, hidden=(hidden or 1000,) * 5, activation=nn.ReLU)
         return Flow(StandardLogistic(DIM), nice_transforms(DIM, net=net))
-    widths = (hidden or 1024,) * 2
-    if name == "realnvp":
-        layers = couplings(Affine, partial(ScaleAndShift, hidden=widths, context_dim=classes))
-    else:
-        net = partial(MLP, hidden=widths, activation=nn.ReLU, context_dim=classes)
-        layers = couplings(partial(RationalQuadratic, bins=8), net)
-        layers.append(BatchNorm((DIM,), eps=EPS).inv)  # a spline is the identity far from 0, so pixels come near it
-    return Flow(StandardNormal(DIM), layers)
-
-
-def couplings(
-    transformer: Callable[[], Transformer], net: Callable[[int, int], nn.Module], count: int = 5
-) -> list[Transform]:
-    """Builds couplings between the even and the odd pixels, each with batch normalization, latent -> data."""
-    layers: list[Any] = [Permute((DIM,), [*range(0, DIM, 2), *range(1, DIM, 2)])]
-    for index in range(count):
-        transform = transformer()
-        conditioner = net(DIM // 2, transform.channels(DIM // 2))
-        layers.append(SplitCoupling((DIM,), conditioner, transform, swap=index % 2 == 1))
+    net = partial(ScaleAndShift, hidden=(hidden or 1024,) * 2, context_dim=classes)
+    layers: list[Any] = [Permute((DIM,), [*range(0, DIM, 2), *range(1, DIM, 2)])]  # even pixels, then odd ones
+    for index in range(5):
+        layers.append(SplitCoupling((DIM,), net(DIM // 2, DIM), Affine(), swap=index % 2 == 1))
         layers.append(BatchNorm((DIM,), eps=EPS))
-    return [layer.inv for layer in reversed(layers)]
+    return Flow(StandardNormal(DIM), [layer.inv for layer in reversed(layers)])
 
 
 @torch.no_grad()
@@ -129,10 +109,8 @@ def initialize(flow: Flow, x: Tensor) -> None:
 
     Adam moves a log-scale by the learning rate a step; to that of a black pixel, 7, it would take thousands of them.
     """
-    scales = [module for module in flow.modules() if isinstance(module, Scale)]
-    latents = flow.transforms.inv(x)
-    for scale in scales:
-        scale.log_scale.copy_((math.pi / math.sqrt(3)) / latents.std(0)).log_()
+    (scale,) = (module for module in flow.modules() if isinstance(module, Scale))
+    scale.log_scale.copy_((math.pi / math.sqrt(3)) / flow.transforms.inv(x).std(0)).log_()
 
 
 # ------------------------------------------------------------------------------------------- data and figures
@@ -189,16 +167,10 @@ def train(args: argparse.Namespace, run: Run) -> None:
         x = dequantize(args.flow, train_pixels[rows])
         return (x, one_hot[rows]) if classes else (x,)
 
-    matrices = [parameter for parameter in model.parameters() if parameter.dim() > 1]
-    others = [parameter for parameter in model.parameters() if parameter.dim() <= 1]
     rows = Batches(torch.arange(len(train_pixels)), args.batch_size)
     epoch = len(train_pixels) // args.batch_size
     steps = args.steps if args.steps is not None else args.epochs * epoch
-    optimizer = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": args.weight_decay}, {"params": others, "weight_decay": 0.0}],
-        lr=args.learning_rate,
-        fused=True,
-    )
+    optimizer = torch.optim.AdamW(decayed(model, args.weight_decay), lr=args.learning_rate, fused=True)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, cosine_schedule(steps))
     precision = torch.autocast(device.type, torch.bfloat16, enabled=args.bf16)
     last: list[tuple[Tensor, ...]] = []

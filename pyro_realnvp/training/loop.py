@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
 
 from .._runtime.batch_statistics import NotFiniteError
+from ..bases import Base
 from .divergence import DivergedError
 from .resume import Checkpoint
 from .stateful import entry
@@ -56,6 +57,18 @@ class Batches(Iterator[Tensor]):
         if self.generator is not None:
             self.generator.set_state(entry(state, "generator", Tensor).cpu())
         self.order, self.used = order.to(self.data.device), used
+
+
+def decayed(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Makes the groups of an optimizer's parameters: matrices and kernels are decayed, biases and scales are not.
+
+    Nor are the parameters of bases: a mixture has a matrix of locations. Parameters without a gradient are left out.
+    """
+    of_bases = {p for part in module.modules() if isinstance(part, Base) for p in part.parameters(recurse=False)}
+    trained = [p for p in module.parameters() if p.requires_grad]
+    matrices = [p for p in trained if p.dim() > 1 and p not in of_bases]
+    others = [p for p in trained if p.dim() <= 1 or p in of_bases]
+    return [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
 
 
 def cosine_schedule(steps: int | None, *, warmup: int = 100) -> Callable[[int], float]:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from ..augmented_flow import AugmentedFlow
-from ..bases import Base
 from ..flow import Flow
 from ..image_flow import ImageFlow
 from ..networks.channel_norm import ChannelNorm
@@ -20,7 +19,7 @@ from .average import exponential_average
 from .data import Batch, Rows
 from .divergence import DivergedError, Recovery
 from .history import Course, History
-from .loop import BestState, Progress, cosine_schedule, gradient_step, run_steps
+from .loop import BestState, Progress, cosine_schedule, decayed, gradient_step, run_steps
 from .resume import Checkpoint
 from .stateful import Stateful
 
@@ -58,14 +57,10 @@ class MaximumLikelihood:
             return -_log_density(flow, *self.batch).mean()
 
         self.noise, self.batches = noise, rows.batches()
-        of_bases = {p for part in flow.modules() if isinstance(part, Base) for p in part.parameters(recurse=False)}
-        trained = [p for p in flow.parameters() if p.requires_grad]
-        matrices = [p for p in trained if p.dim() > 1 and p not in of_bases]  # a mixture has a matrix of locations
-        others = [p for p in trained if p.dim() <= 1 or p in of_bases]
         self.optimizer = torch.optim.AdamW(
-            [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}],
+            decayed(flow, weight_decay),
             lr=learning_rate,
-            fused=all(p.device.type in ("cpu", "cuda") for p in (*matrices, *others)),
+            fused=all(p.device.type in ("cpu", "cuda") for p in flow.parameters() if p.requires_grad),
         )
         warmup = 100 if steps is None else min(300, steps // 10)
         factor = cosine_schedule(steps, warmup=warmup)
