@@ -99,3 +99,28 @@ def test_words() -> None:
     assert figures.listed(["98"]) == "98"
     assert figures.minutes(119) == "119 s"
     assert figures.minutes(121) == "3 min"
+
+
+def test_posteriors_and_samplers() -> None:
+    bbvi = {"model": "dogs", "latents": 3, "elbo": -298.258, "pareto_k": 0.19, "seconds": 8.4}
+    plain = {"target": "funnel", "sampler": "nuts", "min_bulk_ess": 56.0, "sd_ratio": 0.8, "gradients": 1000}
+    plain |= {"gradients_warmup": 200, "gradients_training": 0}
+    neutra = {**plain, "sampler": "neutra", "min_bulk_ess": 5600.0, "gradients_training": 300, "gain_total": 80.2}
+    training = {"target": "funnel", "step": 100, "loss": 1.0}
+    energies = [{"energy": name, "ess": ess, "forward_ess": ess} for name, ess in (("u1", 98.4), ("u2", 99.7))]
+    made = figures.figures_of(
+        {
+            "bbvi": {"run": RUN, "rows": [{**bbvi, "published": {"ADVI": -298.45}}]},
+            "neutra": {"run": RUN, "rows": [training, plain, neutra]},
+            "energies": {"run": RUN, "rows": [{"step": 1}, *energies]},
+            "simulator": {"run": RUN, "rows": [{"test_kl": 0.0912, "c2st": [0.5, 0.494]}]},
+        }
+    )
+    assert made["bbvi"].endswith("| dogs | 3 | -298.26 | 0.19 | 8 | -298.45 |")
+    assert made["neutra"].splitlines()[2:] == [
+        "| funnel | nuts | 56 | 1,200 | 1 | 0.80 |",
+        "| funnel | neutra | 5,600 | 1,500 | 80 | 0.80 |",
+    ]
+    assert made["neutra-funnel"] == "80"
+    assert made["energies"] == "98 and 100 %"
+    assert (made["simulator-kl"], made["simulator-c2st"]) == ("0.09", "0.50, 0.49")
