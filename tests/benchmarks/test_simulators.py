@@ -113,6 +113,19 @@ def test_learning_comes_near_the_exact_posterior(monkeypatch: pytest.MonkeyPatch
     assert chosen["held_out_nats"] == pytest.approx(exact_loss(fresh, seen), abs=0.4)
 
 
+@pytest.mark.parametrize("better", [True, False])
+def test_the_candidate_with_the_lowest_held_out_loss_is_taken(better: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def loss(posterior: simulators.Posterior, theta: Tensor, x: Tensor) -> float:
+        (flow,) = posterior.flows
+        return 1.0 if isinstance(flow.base, simulators.MixedBase) == better else 2.0
+
+    monkeypatch.setattr(simulators.Posterior, "loss", loss)
+    theta = Task().get_prior()(50)
+    options = argparse.Namespace(seed=0, steps=1, members=1)
+    _, chosen = simulators.learn(theta, Task().get_simulator()(theta), BOX, options)
+    assert (chosen["bounded"], chosen["held_out_nats"]) == (better, 1.0)
+
+
 def test_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     judged: list[tuple[int, int]] = []
 

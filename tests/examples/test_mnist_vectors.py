@@ -12,7 +12,7 @@ import torch
 import mnist_vectors
 from pyro_realnvp import BatchNorm, load
 
-from shared.image_data import load_images, load_labels
+from shared.image_data import load_images, load_labels, training_rows
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +128,29 @@ def test_labels(root: Path) -> None:
     images = load_images("mnist", root, download=False)
     assert [len(part) for part in parts] == [len(part) for part in images] == [100, 20, 40]
     assert torch.cat(parts[:2]).tolist() == [index % 10 for index in range(120)]
+
+
+def test_rows_that_are_held_out() -> None:
+    assert training_rows("mnist", 60_000) == training_rows("fashion-mnist", 60_000) == 50_000
+    assert training_rows("cifar10", 50_000) == 45_000
+    assert training_rows("folder:x", 5) == 4
+
+
+def test_the_state_of_the_best_validation_is_tested(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mnist_vectors, "TRAINING", 100)
+    values, seen = iter([1.0, 3.0, 2.0, 0.0]), []
+
+    def score(flow: torch.nn.Module, *rest: object) -> tuple[float, float]:
+        seen.append(torch.cat([p.detach().flatten() for p in flow.parameters()]).clone())
+        return next(values), 0.1
+
+    monkeypatch.setattr(mnist_vectors, "score", score)
+    options = ["--hidden", "8", "--batch-size", "50", "--epochs", "3"]
+    mnist_vectors.main(["nice", *options, "--root", str(root), "--out", str(tmp_path), "--device", "cpu"])
+    assert torch.equal(seen[3], seen[1])
+    assert not torch.equal(seen[3], seen[2])
 
 
 def test_nice_knows_no_classes(capsys: pytest.CaptureFixture[str]) -> None:

@@ -45,6 +45,7 @@ from pyro_realnvp import (
     nice_transforms,
     realnvp_transforms,
 )
+from pyro_realnvp.inference.many_draws import explained
 
 mlp = partial(MLP, hidden=(8,))
 small = partial(realnvp_transforms, couplings=2, net=mlp)
@@ -327,23 +328,20 @@ def test_an_index_from_the_left_is_explained() -> None:
     assert importance_sample(by_group, guide, torch.zeros(8), num_samples=10).samples["a"].shape == (10, 4)
 
 
-def test_another_error_is_left_alone() -> None:
-    def model() -> None:
-        pyro.sample("y", dist.Normal(pyro.sample("a", dist.Normal(0.0, 1.0)), 1.0), obs=torch.tensor(torch.nan))
-
-    with pytest.raises(ValueError, match="nan") as failed:
-        importance_sample(model, AutoRealNVP(model, small, init_scale=0.1), num_samples=10, parallel=True)
-    assert not hasattr(failed.value, "__notes__")
-
-
-def test_an_error_of_one_draw_has_no_note() -> None:
-    def model() -> None:
-        pyro.sample("a", dist.Normal(torch.zeros(2), 1.0).to_event(1))[5]
-
-    guide = AutoRealNVP(model, small)
-    with pytest.raises(IndexError) as failed:
-        fit_guide(model, guide, steps=2, vectorize=False, progress=False)
-    assert not hasattr(failed.value, "__notes__")
+@pytest.mark.parametrize(
+    ("error", "many", "noted"),
+    [
+        (IndexError("index 5"), True, True),
+        (RuntimeError("size of tensor a"), True, True),
+        (ValueError("Shape mismatch inside plate"), True, True),
+        (ValueError("the value is nan"), True, False),
+        (IndexError("index 5"), False, False),
+    ],
+)
+def test_which_errors_are_explained(error: Exception, many: bool, noted: bool) -> None:
+    with pytest.raises(type(error)), explained("do so", many=many):
+        raise error
+    assert hasattr(error, "__notes__") == noted
 
 
 def test_wrong_when_vectorized() -> None:

@@ -20,6 +20,7 @@ from pyro_realnvp import (
     History,
     ImageFlow,
     Logit,
+    MixtureBase,
     StandardNormal,
     fit,
     flowpp_dequantizer,
@@ -29,6 +30,7 @@ from pyro_realnvp import (
 )
 from pyro_realnvp.training.annealing import Noise
 from pyro_realnvp.training.data import default_noise, default_weight_decay, rows_of
+from pyro_realnvp.training.loop import decayed
 
 from zoo import alone, calm_attention, convnet, features, mlp
 
@@ -495,3 +497,12 @@ def test_the_history_draws_itself(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
     with pytest.raises(ModuleNotFoundError, match="pip install matplotlib"):
         history.plot()
+
+
+def test_matrices_are_decayed_but_not_those_of_a_base() -> None:
+    flow = Flow(MixtureBase(2, components=3), realnvp_transforms(2, couplings=1))
+    matrices, others = decayed(flow, 0.3)
+    assert (matrices["weight_decay"], others["weight_decay"]) == (0.3, 0.0)
+    assert {p.dim() for p in matrices["params"]} == {2}
+    assert {id(p) for p in flow.base.parameters()} <= {id(p) for p in others["params"]}
+    assert len(matrices["params"]) + len(others["params"]) == len(list(flow.parameters()))
