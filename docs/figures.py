@@ -58,10 +58,11 @@ def figures_of(runs: Runs) -> dict[str, str]:
             figures[f"{data}-images"] = image_table(runs, data)
             commands = [command(run["run"]) for name, run in runs.items() if name.startswith(f"{data}-")]
             figures[f"{data}-commands"] = "\n".join(commands)
-    if "simulators" in runs:
-        tasks = [row for row in runs["simulators"]["rows"] if "mean_c2st" in row]
+    parts = [run for name, run in runs.items() if name.partition("-")[0] == "simulators"]
+    if parts:
+        tasks = [row for part in parts for row in part["rows"] if "mean_c2st" in row]
         figures["simulators"] = simulator_table(tasks)
-        figures["simulators-command"] = command(runs["simulators"]["run"])
+        figures["simulators-command"] = "\n".join(command(part["run"]) for part in parts)
         below = sum(row["mean_c2st"] < row["published_npe"] for row in tasks)
         figures["simulators-below"] = f"{below} of {len(tasks)}"
         gap = mean(row["published_npe"] - row["mean_c2st"] for row in tasks)

@@ -88,9 +88,11 @@ def test_simulators_are_counted() -> None:
     rows += [
         {"task": name, "mean_c2st": c2st, "published_npe": 0.6, **task} for name, c2st in (("a", 0.5), ("b", 0.62))
     ]
-    made = figures.figures_of({"simulators": {"run": RUN, "rows": rows}})
-    assert made["simulators-below"] == "1 of 2"
-    assert made["simulators-gap"] == "0.040 below"
+    half = {**rows[-1], "task": "c", "mean_c2st": 0.65}
+    made = figures.figures_of({"simulators": {"run": RUN, "rows": rows}, "simulators-b": {"run": RUN, "rows": [half]}})
+    assert made["simulators-below"] == "1 of 3"
+    assert made["simulators-gap"] == "0.010 below"
+    assert made["simulators-command"].count("\n") == 1
     assert "| a | 0.600 | **0.500** ± 0.020 | on the box, dropout 0.2, decay 1 | 5 min |" in made["simulators"]
 
 
