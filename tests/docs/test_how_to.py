@@ -51,6 +51,18 @@ def test_condition() -> None:
     assert any(parameter is names["network"][1].weight for parameter in names["embedded"].parameters())
 
 
+def test_hierarchy() -> None:
+    names = run(DOCS / "howto" / "hierarchy.md")
+    posterior, level = names["posterior"], names["level"]
+    off = (posterior["intercept"].mean(0) - level) / posterior["intercept"].std(0)
+    assert posterior["intercept"].shape == (500, 12)
+    assert off.abs().max() < 4
+    assert names["report"].pareto_k < 0.7
+    assert names["predicted"].shape == (500, 240)
+    assert names["unseen"].shape == (500,)
+    assert names["report_of_nested"].samples.resample(10)["of_town"].shape == (10, 3)
+
+
 def test_nan(capsys: pytest.CaptureFixture[str]) -> None:
     names = run(DOCS / "howto" / "nan.md")
     assert names["diagnosis"].first_row == 7
