@@ -45,6 +45,7 @@ VECTORS = [
 ]
 
 
+TIGHT = "test_bits_per_dim_of_8_draws"
 FLOWS = {"realnvp": "RealNVP", "glow": "Glow", "spline": "Glow with splines", "flowpp": "Flow++", "nice": "NICE"}
 
 
@@ -54,10 +55,11 @@ def figures_of(runs: Runs) -> dict[str, str]:
     figures |= {row.run: f"{runs[row.run]['rows'][-1][row.ours]:.{row.digits}f}" for row in VECTORS if row.run in runs}
     figures |= example_figures(runs)
     for data in ("mnist", "fashion-mnist"):
-        if any(name.startswith(f"{data}-") for name in runs):
-            figures[f"{data}-images"] = image_table(runs, data)
-            commands = [command(run["run"]) for name, run in runs.items() if name.startswith(f"{data}-")]
-            figures[f"{data}-commands"] = "\n".join(commands)
+        images = {name: run for name, run in runs.items() if name.rpartition("-")[0] == data}
+        if images:
+            figures[f"{data}-images"] = image_table(images)
+            figures[f"{data}-commands"] = "\n".join(command(run["run"]) for run in images.values())
+            figures |= {name: f"{run['rows'][-1][TIGHT]:.3f}" for name, run in images.items()}
     parts = [run for name, run in runs.items() if name.partition("-")[0] == "simulators"]
     if parts:
         tasks = [row for part in parts for row in part["rows"] if "mean_c2st" in row]
@@ -101,22 +103,19 @@ def simulator_table(rows: Sequence[Row]) -> str:
     return table(head, lines)
 
 
-def image_table(runs: Runs, data: str) -> str:
+def image_table(runs: Runs) -> str:
     """Lays out the flows of images of one data set, and where validation stood at each quarter of the training."""
-    head = ["flow", "parameters", "epochs", "minutes", "test, 1 draw", "test, 8 draws", "validation at each quarter"]
+    head = ["flow", "parameters", "steps", "minutes", "test, 1 draw", "test, 8 draws", "validation at each quarter"]
     lines = []
     for name, run in runs.items():
-        if not name.startswith(f"{data}-"):
-            continue
         *intervals, last = run["rows"]
         steps = intervals[-1]["step"]
         quarters = [min(intervals, key=lambda row: abs(row["step"] - share * steps)) for share in (0.25, 0.5, 0.75, 1)]
-        curve = ", ".join(f"{row['validation_bits_per_dim']:.3f}" for row in quarters)
-        error = f"{2 * last['test_bits_per_dim_error']:.3f}"
-        figures = [f"{last['test_bits_per_dim']:.3f} ± {error}", f"**{last['test_bits_per_dim_of_8_draws']:.3f}**"]
-        size = f"{last['trainable_parameters']:,}"
-        lines.append([FLOWS[name.removeprefix(f"{data}-")], size, str(len(intervals)), *figures, curve])
-        lines[-1].insert(3, f"{last['seconds'] / 60:.0f}")
+        line = [FLOWS[name.rpartition("-")[2]], f"{last['trainable_parameters']:,}", f"{steps:,}"]
+        line.append(f"{last['seconds'] / 60:.0f}")
+        line.append(f"{last['test_bits_per_dim']:.3f} ± {2 * last['test_bits_per_dim_error']:.3f}")
+        line.append(f"**{last[TIGHT]:.3f}**")
+        lines.append([*line, ", ".join(f"{row['validation_bits_per_dim']:.3f}" for row in quarters)])
     return table(head, lines)
 
 
@@ -126,7 +125,7 @@ def digit_table(rows: Mapping[str, Row]) -> str:
     for name, row in rows.items():
         _, flow, *rest = name.split("-")
         found = f"{row['test_bits_per_dim']:.3f} ± {2 * row['test_bits_per_dim_error']:.3f}"
-        tight = f"{row['test_bits_per_dim_of_8_draws']:.3f}"
+        tight = f"{row[TIGHT]:.3f}"
         words = FLOWS[flow] + (", uniform noise" if rest else "")
         lines.append([words, f"{row['trainable_parameters']:,}", found, tight, minutes(row["seconds"])])
     return table(head, lines)
