@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from .._runtime.autocast import upcast
 from .._runtime.state import preserved
 from ..bases import Base
+from ..bijections.spline import RationalQuadratic
 from ..flow import Flow
 from ..image_flow import ImageFlow
 from ..summary import count
@@ -104,6 +105,7 @@ def diagnose(flow: Flow | ImageFlow, x: Tensor, context: Tensor | None = None) -
     * parameters and buffers that are not finite, and a gradient that is not although the density is;
     * a column of a vector that reaches the first coupling with a mean beyond +-100, or a standard deviation above 100
       or, in 10 rows or more, below 0.01;
+    * a column of a vector of which a fifth reaches a first coupling of splines outside of their bound;
     * an ActNorm, in networks too, that was never initialised or has a scale above 1e5 or below 1e-5;
     * a 1x1 convolution whose condition number is above eps^(-1/2);
     * a layer with a tenth of its scales at a bound, where the slope of the logarithm is below a hundredth of that at
@@ -153,6 +155,21 @@ def diagnose(flow: Flow | ImageFlow, x: Tensor, context: Tensor | None = None) -
             first_row=first_row,
             findings=[*_findings(flow, walk, events, gradients, log_prob), *failure],
         )
+
+
+def findings_before_training(flow: nn.Module, x: Tensor, context: Tensor | None = None) -> list[str]:
+    """Says which columns x (N, D) has outside of the bound of the splines of a flow of vectors.
+
+    Splines are the identity there, so that a training goes on for long without an error, and learns nothing.
+    """
+    splines = any(isinstance(module, RationalQuadratic) for module in flow.modules())
+    if not (splines and isinstance(flow, Flow) and len(flow.event_shape) == 1):
+        return []
+    with _untouched(flow, x), torch.no_grad(), suppress(Stopped):
+        events, walk = events_of_flow(flow, x, context), Walk()
+        _of_flow(walk, flow, events)
+        return [] if events.none_is_good else list(symptoms.beyond_splines(walk))
+    return []
 
 
 @contextmanager
@@ -249,6 +266,7 @@ def _findings(
         found += symptoms.gradients_not_finite(walk, gradients, log_prob, list(flow.named_parameters()))
     if not events.none_is_good:
         found += symptoms.unstandardised_columns(walk)
+        found += symptoms.beyond_splines(walk)
     found += symptoms.dead_normalization(flow)
     found += symptoms.nearly_singular(flow)
     found += symptoms.scales_at_bound(walk.visits)

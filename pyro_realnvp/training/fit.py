@@ -97,6 +97,10 @@ def fit(
     Returns:
         The losses, with a ``plot()``.
 
+    Warns:
+        UserWarning: if a fifth of a column of x reaches the first splines outside of their bound, where they are the
+            identity.
+
     Raises:
         ValueError: if the arguments do not fit each other, the data are empty or not finite, or the file of the
             checkpoint is damaged or of another training.

@@ -1,6 +1,7 @@
 """A run of :func:`pyro_realnvp.fit`: its optimizer, its average, and what happens at an interval."""
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
@@ -17,6 +18,7 @@ from ..networks.channel_norm import ChannelNorm
 from .annealing import Noise
 from .average import exponential_average
 from .data import Batch, Rows
+from .diagnosis import findings_before_training
 from .divergence import DivergedError, Recovery
 from .history import Course, History
 from .loop import BestState, Progress, cosine_schedule, decayed, gradient_step, run_steps
@@ -48,6 +50,8 @@ class MaximumLikelihood:
             self.unit, self.scale = "bits/dim", 1 / (flow.event_shape.numel() * math.log(2))
         if starts:
             _initialize(flow, rows.first)
+            for finding in findings_before_training(flow, *rows.first):
+                warnings.warn(finding, UserWarning, stacklevel=3)  # at the call of fit
         self.average = exponential_average(flow, ema) if ema else None
         self.averaged = flow if self.average is None else self.average.module
 

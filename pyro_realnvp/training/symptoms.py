@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..bijections.linear import InvertibleConv1x1
 from ..bijections.normalization import ActNorm
+from ..bijections.spline import RationalQuadratic
 from ..networks.channel_norm import ChannelNorm
 from .layer_walk import ENOUGH_ROWS, Visit, Walk
 
@@ -18,6 +19,7 @@ from .layer_walk import ENOUGH_ROWS, Visit, Walk
 FAR_MEAN = 100.0
 LARGE_SD, SMALL_SD = 100.0, 0.01
 EXTREME_LOG_SCALE = math.log(1e5)  #: a constant channel gets the scale 1e6
+SHARE_BEYOND = 0.2  #: of a column; a standardised Cauchy distribution has a tenth beyond +-5
 SHARE_AT_BOUND = 0.1  #: of the scales of one layer
 _NAMED = 3  #: as many of a kind are named one by one
 
@@ -90,6 +92,26 @@ def unstandardised_columns(walk: Walk) -> Iterator[str]:
                 f"sd) behind the last of the transforms."
             )
     yield from _few(found, f"columns of {where} are not standardised".replace(",", ""))
+
+
+def beyond_splines(walk: Walk) -> Iterator[str]:
+    """Names the columns of a vector of which many rows reach a first coupling of splines outside of their bound."""
+    if walk.reaching_coupling is None or walk.reaching_coupling[1].dim() != 2:
+        return
+    name, values = walk.reaching_coupling
+    layer = next(visit.module for visit in walk.visits if visit.name == name)
+    spline = getattr(layer, "transformer", None)
+    if not isinstance(spline, RationalQuadratic):
+        return
+    found = []
+    for column, share in enumerate((values.abs() > spline.bound).double().mean(0).tolist()):
+        if share > SHARE_BEYOND:
+            found.append(
+                f"{100 * share:.0f} % of column {column} reach {name}, the first spline, outside of "
+                f"[-{spline.bound:g}, {spline.bound:g}], where splines change nothing. Append standardized_from(x) to "
+                f"the transforms."
+            )
+    yield from _few(found, f"columns lie outside of the bound of {name} in many rows")
 
 
 def dead_normalization(flow: nn.Module) -> Iterator[str]:

@@ -40,6 +40,7 @@ from pyro_realnvp import (
     nice_transforms,
     realnvp_transforms,
     rebuild,
+    spline_transforms,
 )
 from pyro_realnvp.networks.channel_norm import ChannelNorm
 from pyro_realnvp.training.diagnosis import WIDTH
@@ -268,6 +269,18 @@ def test_columns_that_the_flow_standardises_itself():
     assert diagnose(flow, x).findings == []
     x[:, 1] *= 100
     only(diagnose(Flow(StandardNormal(3), layers), x).findings, "Column 1 of what reaches transforms.3.bijection")
+
+
+def test_a_column_that_splines_would_leave_as_it_is():
+    flow = Flow(StandardNormal(2), spline_transforms(2, bound=3.0))
+    x = torch.randn(200, 2).clamp(-2, 2)
+    assert not [each for each in diagnose(flow, x).findings if "spline" in each]
+    x[:50, 0] = 4.0
+    (found,) = diagnose(flow, x).findings
+    assert found.startswith("25 % of column 0 reach transforms")
+    assert "outside of [-3, 3]" in found
+    x[:20, 0] = 0.0
+    assert not diagnose(flow, x).findings  # 15 % may be tails
 
 
 @pytest.mark.parametrize("bad", [NAN, INF, -INF])

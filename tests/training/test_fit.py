@@ -20,6 +20,7 @@ from pyro_realnvp import (
     History,
     ImageFlow,
     Logit,
+    MixedBase,
     MixtureBase,
     StandardNormal,
     fit,
@@ -27,6 +28,8 @@ from pyro_realnvp import (
     glow_transforms,
     nice_transforms,
     realnvp_transforms,
+    spline_transforms,
+    standardized_from,
 )
 from pyro_realnvp.training.annealing import Noise
 from pyro_realnvp.training.data import default_noise, default_weight_decay, rows_of
@@ -506,3 +509,27 @@ def test_matrices_are_decayed_but_not_those_of_a_base() -> None:
     assert {p.dim() for p in matrices["params"]} == {2}
     assert {id(p) for p in flow.base.parameters()} <= {id(p) for p in others["params"]}
     assert len(matrices["params"]) + len(others["params"]) == len(list(flow.parameters()))
+
+
+@pytest.mark.parametrize("context", [None, torch.zeros(400, 3)])
+def test_data_that_splines_would_leave_as_they_are_are_named(context):
+    x = torch.randn(400, 2) * torch.tensor([1.0, 20.0])
+    flow = Flow(StandardNormal(2), spline_transforms(2, couplings=2, context_shape=None if context is None else 3))
+    state = torch.get_rng_state()
+    with pytest.warns(
+        UserWarning, match=r"8\d % of column 1 reach transforms.*, the first spline, outside of \[-5, 5\]"
+    ):
+        fit(flow, x, context=context, steps=1, seed=0, progress=False)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_no_warning_of_data_that_are_standardised_or_of_other_flows():
+    """Warnings are errors in these tests."""
+    x = torch.randn(400, 2) * 20 + 300
+    fit(Flow(StandardNormal(2), [*spline_transforms(2), standardized_from(x)]), x, steps=1, progress=False)
+    fit(Flow(StandardNormal(2), realnvp_transforms(2)), x, steps=1, progress=False)
+    tails = torch.distributions.Cauchy(0.0, 1.0).sample((400, 2))
+    fit(Flow(StandardNormal(2), spline_transforms(2)), tails, steps=1, progress=False)
+    inside = torch.rand(400, 1) * 100
+    bounded = Flow(MixedBase(1, intervals=[(0, 0.0, 100.0)]), spline_transforms(1, intervals=[(0, 0.0, 100.0)]))
+    fit(bounded, inside, steps=1, progress=False)
