@@ -165,11 +165,10 @@ def findings_before_training(flow: nn.Module, x: Tensor, context: Tensor | None 
     splines = any(isinstance(module, RationalQuadratic) for module in flow.modules())
     if not (splines and isinstance(flow, Flow) and len(flow.event_shape) == 1):
         return []
+    walk, own = Walk(), context if flow.transforms.is_conditional else None
     with _untouched(flow, x), torch.no_grad(), suppress(Stopped):
-        events, walk = events_of_flow(flow, x, context), Walk()
-        _of_flow(walk, flow, events)
-        return [] if events.none_is_good else list(symptoms.beyond_splines(walk))
-    return []
+        walk.through("transforms", flow.transforms, upcast(x), own, inverse=True)
+    return list(symptoms.beyond_splines(walk))
 
 
 @contextmanager

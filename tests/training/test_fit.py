@@ -16,6 +16,7 @@ from pyro_realnvp import (
     ActNorm,
     Chain,
     DiagonalNormal,
+    EmbedContext,
     Flow,
     History,
     ImageFlow,
@@ -533,3 +534,5 @@ def test_no_warning_of_data_that_are_standardised_or_of_other_flows():
     inside = torch.rand(400, 1) * 100
     bounded = Flow(MixedBase(1, intervals=[(0, 0.0, 100.0)]), spline_transforms(1, intervals=[(0, 0.0, 100.0)]))
     fit(bounded, inside, steps=1, progress=False)
+    embedded = EmbedContext(Chain(spline_transforms(2, context_shape=3)), nn.Linear(5, 3), (5,))
+    fit(Flow(StandardNormal(2), [embedded]), tails, context=torch.randn(400, 5), steps=1, progress=False)
