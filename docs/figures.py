@@ -59,7 +59,9 @@ def figures_of(runs: Runs) -> dict[str, str]:
         if images:
             figures[f"{data}-images"] = image_table(images)
             figures[f"{data}-commands"] = "\n".join(command(run["run"]) for run in images.values())
-            figures |= {name: f"{run['rows'][-1][TIGHT]:.3f}" for name, run in images.items()}
+            last = [run["rows"][-1] for run in images.values()]
+            figures[f"{data}-pixels"] = f"{last[0]['histogram_bits_per_dim']:.2f}"
+            figures |= {name: f"{row[TIGHT]:.3f}" for name, row in zip(images, last, strict=True)}
     parts = [run for name, run in runs.items() if name.partition("-")[0] == "simulators"]
     if parts:
         tasks = [row for part in parts for row in part["rows"] if "mean_c2st" in row]

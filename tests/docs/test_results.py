@@ -76,13 +76,14 @@ def test_a_published_figure_beside_ours() -> None:
 def test_images_have_a_curve() -> None:
     last = {"test_bits_per_dim": 1.2, "test_bits_per_dim_error": 0.002, "test_bits_per_dim_of_8_draws": 1.1}
     rows = [{"step": 10 * i, "validation_bits_per_dim": 2 - i / 10} for i in range(1, 9)]
-    rows.append({**last, "trainable_parameters": 163972, "seconds": 600.0})
+    rows.append({**last, "trainable_parameters": 163972, "histogram_bits_per_dim": 4.588, "seconds": 600.0})
     runs = {name: {"run": RUN, "rows": rows} for name in ("mnist-glow", "fashion-mnist-glow", "fashion-mnist-flowpp")}
     made = figures.figures_of(runs)
     line = "| Glow | 163,972 | 80 | 10 | 1.200 ± 0.004 | **1.100** | 1.800, 1.600, 1.400, 1.200 |"
     assert made["mnist-images"].splitlines()[2:] == [line]
     assert made["fashion-mnist-images"].splitlines()[2:] == [line, line.replace("Glow", "Flow++")]
     assert made["fashion-mnist-glow"] == "1.100"
+    assert made["fashion-mnist-pixels"] == "4.59"
     assert made["mnist-commands"] == figures.command(RUN)
 
 
