@@ -19,7 +19,7 @@ from .layer_walk import ENOUGH_ROWS, Visit, Walk
 FAR_MEAN = 100.0
 LARGE_SD, SMALL_SD = 100.0, 0.01
 EXTREME_LOG_SCALE = math.log(1e5)  #: a constant channel gets the scale 1e6
-SHARE_BEYOND = 0.2  #: of a column; a standardised Cauchy distribution has a tenth beyond +-5
+SHARE_BEYOND = 0.2  #: of a column; a standard Cauchy distribution has an eighth beyond +-5
 SHARE_AT_BOUND = 0.1  #: of the scales of one layer
 _NAMED = 3  #: as many of a kind are named one by one
 

@@ -514,18 +514,17 @@ def test_matrices_are_decayed_but_not_those_of_a_base() -> None:
 
 @pytest.mark.parametrize("context", [None, torch.zeros(400, 3)])
 def test_data_that_splines_would_leave_as_they_are_are_named(context):
-    x = torch.randn(400, 2) * torch.tensor([1.0, 20.0])
+    x = torch.rand(400, 2)
+    x[:, 1] += 20  # all of it, so that every batch says so
     flow = Flow(StandardNormal(2), spline_transforms(2, couplings=2, context_shape=None if context is None else 3))
-    state = torch.get_rng_state()
-    with pytest.warns(
-        UserWarning, match=r"8\d % of column 1 reach transforms.*, the first spline, outside of \[-5, 5\]"
-    ):
+    said = r"^100 % of column 1 reach transforms.*, the first spline, outside of \[-5, 5\]"
+    with pytest.warns(UserWarning, match=said):
         fit(flow, x, context=context, steps=1, seed=0, progress=False)
-    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_no_warning_of_data_that_are_standardised_or_of_other_flows():
     """Warnings are errors in these tests."""
+    torch.manual_seed(0)
     x = torch.randn(400, 2) * 20 + 300
     fit(Flow(StandardNormal(2), [*spline_transforms(2), standardized_from(x)]), x, steps=1, progress=False)
     fit(Flow(StandardNormal(2), realnvp_transforms(2)), x, steps=1, progress=False)
