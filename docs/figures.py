@@ -116,7 +116,8 @@ def image_table(runs: Runs) -> str:
         line = [FLOWS[name.rpartition("-")[2]], f"{last['trainable_parameters']:,}", f"{steps:,}"]
         line.append(f"{last['seconds'] / 60:.0f}")
         line.append(f"{last['test_bits_per_dim']:.3f} ± {2 * last['test_bits_per_dim_error']:.3f}")
-        line.append(f"**{last[TIGHT]:.3f}**")
+        error = last.get(f"{TIGHT}_error")  # which older runs have not kept
+        line.append(f"**{last[TIGHT]:.3f}**" + (f" ± {2 * error:.3f}" if error is not None else ""))
         lines.append([*line, ", ".join(f"{row['validation_bits_per_dim']:.3f}" for row in quarters)])
     return table(head, lines)
 

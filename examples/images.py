@@ -156,7 +156,7 @@ def train(args: argparse.Namespace, config: Config, recipe: Config, processes: P
     )
     best.restore()
     value, error = score(averaged, config, test_images, processes)
-    tight, _ = score(averaged, config, test_images, processes, draws=args.draws)
+    tight, tight_error = score(averaged, config, test_images, processes, draws=args.draws)
     if not processes.is_first:
         return
     row = {
@@ -164,6 +164,7 @@ def train(args: argparse.Namespace, config: Config, recipe: Config, processes: P
         "test_bits_per_dim": value,
         "test_bits_per_dim_error": error,
         f"test_bits_per_dim_of_{args.draws}_draws": tight,
+        f"test_bits_per_dim_of_{args.draws}_draws_error": tight_error,
         "histogram_bits_per_dim": histogram_bits(train_images, test_images, config["pixel_levels"]),
         "validation_bits_per_dim": best.loss,
         "trainable_parameters": count_parameters(averaged),

@@ -46,6 +46,7 @@ def test_files_and_metrics(run: Path) -> None:
     assert 0 < last["test_bits_per_dim_error"] < 0.1
     assert 2 < last["test_bits_per_dim"] < 8
     assert -0.3 < last["test_bits_per_dim_of_8_draws"] - last["test_bits_per_dim"] < 0  # a tighter bound
+    assert 0 < last["test_bits_per_dim_of_8_draws_error"] < 1.5 * last["test_bits_per_dim_error"]
     for name in ("samples.png", "interpolation.png", "checkpoint.json"):
         assert (run / name).stat().st_size > 100
 
