@@ -90,6 +90,12 @@ def figures_of(runs: Runs) -> dict[str, str]:
         for row in runs["neutra"]["rows"]:
             if "gain_total" in row:
                 figures[f"neutra-{row['target']}"] = f"{row['gain_total']:.0f}"
+    for name in ("vae", "vae-network"):
+        if name in runs:
+            tests = [row for row in runs[name]["rows"] if "test_elbo" in row]
+            figures[name] = vae_table(tests)
+            figures[f"{name}-command"] = command(runs[name]["run"])
+            figures |= {f"{name}-gain": gain(row) for row in tests if row["model"] == "flow prior, normal posterior"}
     return figures
 
 
@@ -215,6 +221,21 @@ def neutra_table(rows: Sequence[Row]) -> str:
             line = [row["target"], row["sampler"], f"{row['min_bulk_ess']:,.0f}", f"{gradients:,}", gain]
             lines.append([*line, f"{row['sd_ratio']:.2f}"])
     return table(head, lines)
+
+
+def vae_table(rows: Sequence[Row]) -> str:
+    head = ["model", "test ELBO, nats an image", "bound of 100 draws", "gain of the ELBO", "best step", "time"]
+    lines = []
+    for row in rows:
+        line = [row["model"]]
+        line += [f"{row[name]:.2f} ± {2 * row[name + '_error']:.2f}" for name in ("test_elbo", "test_bound")]
+        lines.append([*line, gain(row) if row["gain"] else "", f"{row['best_step']:,}", minutes(row["seconds"])])
+    return table(head, lines)
+
+
+def gain(row: Row) -> str:
+    """Says by how much a model is better than that without flows, with two standard errors over the images."""
+    return f"{row['gain']:.1f} ± {2 * row['gain_error']:.1f}"
 
 
 # ------------------------------------------------------------------------------------------------------- tables

@@ -133,3 +133,16 @@ def test_posteriors_and_samplers() -> None:
     assert made["neutra-funnel"] == "80"
     assert made["energies"] == "98 and 100 %"
     assert (made["simulator-kl"], made["simulator-c2st"]) == ("0.09", "0.50, 0.49")
+
+
+def test_autoencoders_gain_by_a_flow() -> None:
+    row = {"test_elbo": -150.123, "test_elbo_error": 0.5, "test_bound": -148.5, "test_bound_error": 0.4}
+    row |= {"best_step": 2900, "seconds": 30.2}
+    rows = [{"step": 100, "loss": 160.0}]
+    rows.append({"model": "normal prior, normal posterior", **row, "gain": 0.0, "gain_error": 0.0})
+    rows.append({"model": "flow prior, normal posterior", **row, "gain": -1.1, "gain_error": 0.25})
+    made = figures.figures_of({"vae": {"run": RUN, "rows": rows}})
+    first, second = made["vae"].splitlines()[2:]
+    assert first.startswith("| normal prior, normal posterior | -150.12 ± 1.00 | -148.50 ± 0.80 |  | 2,900 |")
+    assert second.endswith("| -1.1 ± 0.5 | 2,900 | 30 s |")
+    assert made["vae-gain"] == "-1.1 ± 0.5"
