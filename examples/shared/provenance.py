@@ -16,7 +16,7 @@ import pyro_realnvp
 
 FOLDERS = ("--root", "--out")  # options whose values are paths of one machine
 PLACES = {"--root": "DIR"}
-CODE = ("pyro_realnvp", "examples", "benchmarks/*.py")  # what decides a figure
+CODE = ("pyro_realnvp", "examples/*.py", "benchmarks/*.py")  # what decides a figure
 
 
 def provenance(argv: Sequence[str]) -> dict[str, Any]:
