@@ -10,6 +10,9 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 LogDensity = Callable[[Tensor], Tensor]
 Gaussian = tuple[Tensor, Tensor]
 
+_ROUNDS = 20  # the most in which the best Gaussian is improved
+_GAIN = 0.5  # nats that a round must bring for another one
+
 
 def best_gaussian(
     log_density: LogDensity,
@@ -27,6 +30,9 @@ def best_gaussian(
     from most of the mass, as in a funnel, only the first. Both starts themselves are among the few. The first walks at
     the pace max(batch, D): at batch D, of the source, one batch of a horseshoe posterior of 62 latents, whose 32 scores
     span half of the space, throws the Gaussian so far that no gradient there is finite.
+
+    With others, batch-and-match goes on from the best one as long as that gains half a nat: from a diagonal Gaussian of
+    218 latents of a centred hierarchy, 200 steps had gained 110 nats and the next 400 another 110.
 
     Args:
         log_density: maps (S, D) to (S,); differentiable, may be -inf, inf or NaN in places.
@@ -46,9 +52,26 @@ def best_gaussian(
         except LinAlgError:  # it diverged
             continue
     z = torch.randn(4 * batch, len(loc), dtype=loc.dtype, device=loc.device)
-    with torch.no_grad():
-        elbos = [float((log_density(mu + z @ tril.T) + tril.diagonal().log().sum()).mean()) for mu, tril in found]
-    return max(zip(elbos, found, strict=True), key=lambda pair: pair[0] if pair[0] < math.inf else -math.inf)[1]
+
+    @torch.no_grad()
+    def elbo(gaussian: Gaussian) -> float:
+        mu, tril = gaussian
+        value = float((log_density(mu + z @ tril.T) + tril.diagonal().log().sum()).mean())
+        return value if value < math.inf else -math.inf
+
+    elbos = [elbo(gaussian) for gaussian in found]
+    highest = max(elbos)
+    best = found[elbos.index(highest)]
+    for _ in range(_ROUNDS if others else 0):
+        try:
+            further = batch_and_match(log_density, *best, batch=batch, steps=steps)
+        except LinAlgError:
+            break
+        reached = elbo(further)
+        if not reached > highest + _GAIN:
+            break
+        best, highest = further, reached
+    return best
 
 
 def batch_and_match(
