@@ -277,7 +277,7 @@ def test_an_amortized_guide_with_subsampling_finds_every_posterior() -> None:
         with pyro.plate("rows", ROWS, subsample_size=batch) as index:
             pyro.sample("z", posterior.distribution(y[index]))
 
-    learn(local_model(prior, y, batch=12), guide, steps=700, rate=0.05)
+    learn(local_model(prior, y, batch=12), guide, steps=1000, rate=0.03)
     assert poutine.trace(guide).get_trace().nodes["z"]["value"].shape == (12, 2)
     everything = partial(guide, batch=ROWS)
     with torch.no_grad():
