@@ -21,6 +21,7 @@ from .sites import log_joint, log_joints, plate_nesting
 from .warm_start import LogDensity, best_gaussian
 
 _FEW = 32  # latents, up to which batch-and-match alone arrives
+_ROUNDS = 20  # beyond them, the most in which it goes on
 _MAX_DENSE = 256  # latents, beyond which a covariance is expensive to fit
 _RANK = 16  # beyond them
 
@@ -73,11 +74,11 @@ def _dense(
     chart = Chart(density, loc, angles, draws=8 * batch) if angles else None
     searched, origin = (density, loc) if chart is None else (chart, chart.start)
     # Batch-and-match knows correlations, but with dozens of latents of very different scales it does not arrive.
-    others = []
+    others, many = [], len(loc) > _FEW
     with suppress(RuntimeError):  # a Cholesky factorisation, as of scales that differ by 1e8
-        if len(loc) > _FEW:
+        if many:
             others.append(low_rank_gaussian(searched, origin, scale, batch=batch, steps=steps, rank=_RANK).dense())
-    mean, root = best_gaussian(searched, origin, scale, batch=batch, steps=steps, others=others)
+    mean, root = best_gaussian(searched, origin, scale, batch=batch, steps=steps, others=others, rounds=_ROUNDS * many)
     nothing = torch.equal(root, scale * torch.eye(len(loc)).to(root))
     if chart is not None:
         mean, root = chart.constants(mean, root)

@@ -10,7 +10,6 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 LogDensity = Callable[[Tensor], Tensor]
 Gaussian = tuple[Tensor, Tensor]
 
-_ROUNDS = 20  # the most in which the best Gaussian is improved
 _GAIN = 0.5  # nats that a round must bring for another one
 
 
@@ -22,6 +21,7 @@ def best_gaussian(
     batch: int,
     steps: int,
     others: Sequence[Gaussian] = (),
+    rounds: int = 0,
 ) -> Gaussian:
     """Finds the Gaussian with the highest ELBO among a few: batch-and-match from N(loc, scale^2 I), from the Laplace
     approximation at the mode near it, and from others.
@@ -31,14 +31,15 @@ def best_gaussian(
     the pace max(batch, D): at batch D, of the source, one batch of a horseshoe posterior of 62 latents, whose 32 scores
     span half of the space, throws the Gaussian so far that no gradient there is finite.
 
-    With others, batch-and-match goes on from the best one as long as that gains half a nat: from a diagonal Gaussian of
-    218 latents of a centred hierarchy, 200 steps had gained 110 nats and the next 400 another 110.
+    Batch-and-match then goes on from the best one as long as that gains half a nat: among 218 latents of a centred
+    hierarchy 200 steps had gained 110 nats, and the next 400 another 110.
 
     Args:
         log_density: maps (S, D) to (S,); differentiable, may be -inf, inf or NaN in places.
         loc, scale: of the Gaussian to begin with, loc of shape (D,).
         batch, steps: as for :func:`batch_and_match`.
         others: that are known already, each loc (D,) and a lower-triangular scale (D, D).
+        rounds: the most in which it goes on, each of ``steps``.
 
     Returns:
         loc (D,) and the lower-triangular scale (D, D), of the dtype of ``loc``.
@@ -62,7 +63,7 @@ def best_gaussian(
     elbos = [elbo(gaussian) for gaussian in found]
     highest = max(elbos)
     best = found[elbos.index(highest)]
-    for _ in range(_ROUNDS if others else 0):
+    for _ in range(rounds):
         try:
             further = batch_and_match(log_density, *best, batch=batch, steps=steps)
         except LinAlgError:
